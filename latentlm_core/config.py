@@ -1,0 +1,129 @@
+"""Configuration: frozen, strict, and able to name everything that is wrong at once.
+
+A ``Config`` is a pydantic model. It is built from plain mappings (a recipe, a TOML or JSON file,
+``--set a.b=c``), hashed by its content and written beside every result.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from latentlm_core.errors import ConfigError, did_you_mean
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def digest(self) -> str:
+        """Hex SHA-256 of the canonical JSON: equal configurations have equal digests."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+C = TypeVar("C", bound=Config)
+
+
+def build(kind: type[C], data: Mapping[str, Any], where: str) -> C:
+    """Validate ``data`` as a ``kind``.
+
+    Args:
+        kind: the configuration class.
+        data: plain JSON values.
+        where: what the values came from, for the message.
+
+    Raises:
+        ConfigError: naming every problem, with the near spellings of unknown keys.
+    """
+    try:
+        return kind.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        problems = [_sentence(kind, item) for item in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(problems) + ".") from None
+
+
+def override(data: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """A copy of ``data`` with ``a.b=value`` assignments applied; values are TOML, else strings.
+
+    Raises:
+        ConfigError: naming every assignment that is not of the form ``key=value``, or whose key
+            goes through a plain value.
+    """
+    result = json.loads(json.dumps(data))
+    problems = []
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        path = [part.strip() for part in key.split(".")]
+        if not equals or not all(path):
+            problems.append(f"--set {assignment!r} is not KEY=VALUE")
+            continue
+        node = result
+        for part in path[:-1]:
+            node = node.setdefault(part, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            problems.append(f"--set {key!r} goes through a value that has no keys")
+            continue
+        node[path[-1]] = _parse(value.strip())
+    if problems:
+        raise ConfigError("; ".join(problems) + ".")
+    return result  # type: ignore[no-any-return]
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read a TOML or JSON file as plain values.
+
+    Raises:
+        ConfigError: the file is missing, is neither ``.toml`` nor ``.json``, or does not parse.
+    """
+    if path.suffix not in (".toml", ".json"):
+        raise ConfigError(f"{path} must end in .toml or .json.")
+    try:
+        text = path.read_text("utf-8")
+        data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(f"There is no configuration file {path}.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold an object at its top, not a {type(data).__name__}.")
+    return data
+
+
+def _parse(value: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return None if value in ("none", "null") else value
+
+
+def _sentence(kind: type[Config], item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"]) or "the whole"
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {path} ({did_you_mean(str(item['loc'][-1]), _keys(kind, item))})"
+    if item["type"] == "missing":
+        return f"{path} is missing"
+    message = str(item["msg"]).removeprefix("Value error, ").rstrip(".")
+    shown = json.dumps(item["input"], default=str)
+    return f"{path} = {shown[:80]}: {message[:1].lower()}{message[1:]}"
+
+
+def _keys(kind: type[Config], item: Any) -> list[str]:
+    """The keys that are allowed where the unknown one stood."""
+    fields: Any = kind.model_fields
+    for part in item["loc"][:-1]:
+        found = fields.get(part) if isinstance(fields, dict) else None
+        annotation = getattr(found, "annotation", None)
+        fields = getattr(annotation, "model_fields", {})
+    return list(fields)

@@ -1,0 +1,1 @@
+"""Media, sources, latent shards and batches."""

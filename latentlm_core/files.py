@@ -1,0 +1,167 @@
+"""Files that are whole or not there.
+
+Everything is written under a temporary name in the same folder, synced and renamed; safetensors
+are read with their header checked against the file's size; a folder that a process writes is
+locked for as long as that process lives.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from latentlm_core.errors import ArtifactError, BusyError, CorruptFileError
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Call ``write`` with a temporary path beside ``path``, then sync and rename into place.
+
+    Raises:
+        ArtifactError: the file system refused (no space, no permission); ``path`` is as before.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        _sync(part)
+        os.replace(part, path)
+        _sync(path.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ArtifactError(f"{path} cannot be written: {reason}.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes atomically."""
+    write_file(path, lambda part: _write_bytes(part, content))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; numbers that are not finite are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors atomically; the bytes depend on names, values and metadata alone."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    write_file(path, lambda part: safetensors.torch.save_file(plain, part, dict(metadata or {})))
+
+
+@contextmanager
+def write_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``path`` when the block ends well.
+
+    Raises:
+        ArtifactError: the file system refused; ``path`` is as before.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        if path.exists():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.replace(path, old)
+            os.replace(part, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(part, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ArtifactError: the file is not there.
+        CorruptFileError: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"There is no file {path}.") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError):
+        raise CorruptFileError(f"{path} is not valid JSON.") from None
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read every tensor of a file.
+
+    Raises:
+        ArtifactError: the file is not there.
+        CorruptFileError: it is truncated or no safetensors file.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"There is no file {path}.")
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CorruptFileError(f"{path} is damaged or no safetensors file ({error}).") from None
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` against other processes; the lock ends with the process, however it ends.
+
+    Raises:
+        BusyError: another process holds it.
+        ArtifactError: the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise BusyError(
+            f"Another process is writing {folder}.", hint="Wait for it, or use another --out."
+        ) from None
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows has no handle on a folder to sync
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Bricks that every network shares."""

@@ -1,0 +1,97 @@
+"""The machine, and the rule that one seed decides everything.
+
+Randomness never comes from global state: each draw has a generator of its own, derived from the
+run's seed and the name of what is drawn, so resuming needs no saved generator state and a sample
+does not depend on the batch that it is drawn in.
+"""
+
+import hashlib
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import Tensor
+
+from latentlm_core import __version__
+from latentlm_core.errors import ConfigError
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from any sequence of names and numbers, the same on every machine."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded by ``derive_seed(*parts)``."""
+    return torch.Generator(device=device).manual_seed(derive_seed(*parts))
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that is there.
+
+    Raises:
+        ConfigError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ConfigError(
+            f"--device {name} is not on this machine; there is: auto, {', '.join(found)}."
+        ) from None
+    return device
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to ``device`` without making the host wait where the hardware allows it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def evaluating(*modules: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients for ``modules``; their modes are restored afterwards."""
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)
+
+
+def versions() -> dict[str, str]:
+    """What a report needs to name so that its numbers can be repeated."""
+    found = {"latentlm": __version__, "python": platform.python_version()}
+    for package in ("torch", "torch-fidelity", "datasets", "safetensors", "numpy", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def machine(device: torch.device | str = "cpu") -> str:
+    """One line that names the hardware, for reports and benchmarks."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            names = [line.partition(":")[2].strip() for line in info if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

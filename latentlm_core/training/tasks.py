@@ -1,0 +1,81 @@
+"""What the trainer needs to know of a thing that is trained.
+
+A task is the only difference between training a tokenizer, a LatentLM or a baseline. A loss is a
+set of ``Term``s, each a sum and a count, never a mean: the trainer divides by the count of the
+whole (accumulated, one day distributed) batch, so the result does not depend on how it is split.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A part of a loss: ``total / count`` is its mean.
+
+    Attributes:
+        total: scalar, differentiable sum over ``count`` elements.
+        count: number of elements, a host number (known when the batch is made).
+    """
+
+    total: Tensor
+    count: int
+
+
+Terms = dict[str, Term]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One optimiser's share of a step. A VAE with a critic has two turns, all else has one.
+
+    Attributes:
+        name: of the optimiser in checkpoints and logs.
+        module: whose parameters this turn updates.
+        loss: (batch, generator) => terms; the generator is on the batch's device.
+        weights: factor of each term in the objective; a term without one is only logged.
+    """
+
+    name: str
+    module: nn.Module
+    loss: Callable[[Any, torch.Generator], Terms]
+    weights: Mapping[str, float]
+
+
+class Task(Protocol):
+    """A thing that can be trained."""
+
+    @property
+    def name(self) -> str:
+        """Short name for logs and the progress bar."""
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Everything with state, by the name it has in checkpoints."""
+
+    @property
+    def exported(self) -> nn.Module:
+        """The module whose averaged (EMA) weights are the result of the run."""
+
+    def turns(self, step: int) -> Sequence[Turn]:
+        """The turns of this step, in order (the critic joins at its start step)."""
+
+    def validate(self, batch: Any, generator: torch.Generator) -> Terms:
+        """Terms of a held-out batch; names may go beyond those of training."""
+
+    def health(self, figures: Mapping[str, float]) -> Sequence[str]:
+        """Warnings that the logged figures call for (an encoder that escapes its noise)."""
+
+
+class BatchStream(Protocol):
+    """A deterministic source of batches: batch k is a function of (seed, k) alone."""
+
+    def batches(self, start: int) -> Iterator[Any]:
+        """Batches start, start + 1, ... without end; prefetched; each has ``to(device)``."""
+
+    def held_out(self) -> Iterator[Any]:
+        """The finite set of validation batches, the same each time; may be empty."""
