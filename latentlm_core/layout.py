@@ -1,0 +1,125 @@
+"""What sits where in a packed sequence, and what each state must predict.
+
+A layout is data, made on the host when a batch is made. Attention, embedding, heads and losses
+read it and none of them works it out again. It knows tokens and latents, not images or speech.
+
+Axes: B rows, L packed positions that are fed in. Ids and latents have one position more, L + 1:
+the state at position i predicts what stands at position i + 1.
+"""
+
+from dataclasses import dataclass, fields
+from enum import IntEnum, StrEnum
+
+import torch
+from torch import Tensor
+
+
+class Kind(IntEnum):
+    """What a position holds, or what it must predict."""
+
+    NOTHING = 0
+    """Padding; as a prediction: no loss."""
+    TEXT = 1
+    """A token id."""
+    LATENT = 2
+    """A continuous latent."""
+
+
+class MaskRule(StrEnum):
+    """Who attends to whom within a document."""
+
+    CAUSAL = "causal"
+    """Each position to itself and what is before it (LatentLM)."""
+    FREE_SPANS = "free-spans"
+    """Causal, and freely within a latent span (Transfusion)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMask:
+    """How attention is restricted, in the cheapest form that says it.
+
+    Attributes:
+        is_causal: the plain lower triangle, no ``allowed`` needed.
+        allowed: (B or 1, 1, L, L) bool, True where a query (row) may see a key (column).
+    """
+
+    is_causal: bool = False
+    allowed: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceLayout:
+    """The plan of B packed rows.
+
+    Attributes:
+        kind: (B, L) ``Kind`` of what is fed in.
+        document: (B, L) attention never crosses documents; -1 is padding.
+        position: (B, L) restarts in each document; rotary embedding reads it.
+        span: (B, L) id of the latent span, -1 outside.
+        predict: (B, L) ``Kind`` of what the state must predict.
+        text_targets: (N,) flat indices into B * L where ``predict`` is TEXT.
+        latent_targets: (M,) flat indices into B * L where ``predict`` is LATENT.
+        is_packed: whether some row holds more than one document, so that a mask is needed.
+    """
+
+    kind: Tensor
+    document: Tensor
+    position: Tensor
+    span: Tensor
+    predict: Tensor
+    text_targets: Tensor
+    latent_targets: Tensor
+    is_packed: bool
+
+    @classmethod
+    def make(
+        cls, kind: Tensor, document: Tensor, position: Tensor, span: Tensor, predict: Tensor
+    ) -> "SequenceLayout":
+        """A layout on the host, with what follows from its five maps (B, L) worked out."""
+        flat = predict.flatten()
+        real = document.masked_fill(document < 0, int(document.max()))
+        return cls(
+            kind,
+            document,
+            position,
+            span,
+            predict,
+            (flat == Kind.TEXT).nonzero()[:, 0],
+            (flat == Kind.LATENT).nonzero()[:, 0],
+            is_packed=bool((real != real[:, :1]).any()),
+        )
+
+    @classmethod
+    def of_images(cls, num_rows: int, num_latents: int) -> "SequenceLayout":
+        """Class-conditional images: [class, x_1 ... x_{n-1}] predicts x_1 ... x_n (all n)."""
+        shape = (num_rows, num_latents)
+        position = torch.arange(num_latents).expand(shape)
+        return cls.make(
+            kind=torch.where(position == 0, int(Kind.TEXT), int(Kind.LATENT)),
+            document=torch.zeros(shape, dtype=torch.int64),
+            position=position,
+            span=torch.where(position == 0, -1, 0),
+            predict=torch.full(shape, int(Kind.LATENT)),
+        )
+
+    def mask(self, rule: MaskRule = MaskRule.CAUSAL) -> AttentionMask:
+        """The attention mask of these rows under ``rule``."""
+        if rule is MaskRule.CAUSAL and not self.is_packed:
+            return AttentionMask(is_causal=True)
+        length = self.kind.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.kind.device).tril()
+        allowed = causal.expand(self.kind.shape[0], -1, -1)
+        if rule is MaskRule.FREE_SPANS:
+            same_span = self.span.unsqueeze(2) == self.span.unsqueeze(1)
+            allowed = allowed | (same_span & (self.span >= 0).unsqueeze(1))
+        same_document = self.document.unsqueeze(2) == self.document.unsqueeze(1)
+        return AttentionMask(allowed=(allowed & same_document).unsqueeze(1))
+
+    def to(self, device: torch.device) -> "SequenceLayout":
+        """The same layout on another device."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return SequenceLayout(**moved, is_packed=self.is_packed)

@@ -1,0 +1,179 @@
+"""The diffusion head: a small network that draws the next latent from a state.
+
+It has no attention: every latent is denoised on its own, given the backbone's state. The head owns
+its noise law, its loss and its draw; the backbone's output is computed once and reused for every
+noise repeat of training and for every solver step of sampling.
+
+One class holds the published image head and, by its configuration, VibeVoice's (affine norms, no
+norm before the condition's projection, no bias on the latent's embedding).
+
+Axes: N latents, C latent channels, D hidden, R noise repeats.
+"""
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from latentlm_core.config import Config
+from latentlm_core.diffusion import DiffusionConfig, NoiseSchedule, SolverGrid, solve
+from latentlm_core.nn.layers import RMSNorm, SwiGLU, TimestepEmbedding, modulate, zero_init
+
+
+class DiffusionHeadConfig(Config):
+    """Size, flavour and noise law of a diffusion head."""
+
+    num_layers: int = Field(ge=1)
+    """Number of modulated feed-forward blocks."""
+    intermediate_size: int = Field(ge=1)
+    """Width of the gated feed-forward."""
+    noise_repeats: int = Field(default=4, ge=1)
+    """Timesteps and noises drawn per state in training: the backbone's output is reused."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in each norm."""
+    norm_affine: bool = False
+    """Whether the blocks' norms carry a weight (VibeVoice: true)."""
+    condition_norm: bool = True
+    """Whether the state is normalised before its projection (VibeVoice: false)."""
+    latent_bias: bool = True
+    """Whether the embedding of the noisy latent has a bias (VibeVoice: false)."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """The noise law."""
+
+
+class HeadBlock(nn.Module):
+    """x + gate * SwiGLU(norm(x) * (1 + scale) + shift), gates zero at the start."""
+
+    def __init__(self, hidden_size: int, config: DiffusionHeadConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(hidden_size, config.norm_eps, config.norm_affine)
+        self.feed_forward = SwiGLU(hidden_size, config.intermediate_size)
+        self.modulation = zero_init(nn.Linear(hidden_size, 3 * hidden_size, bias=False))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(..., D) and the activated condition (..., D) => (..., D)."""
+        shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
+        return torch.addcmul(x, gate, self.feed_forward(modulate(self.norm(x), shift, scale)))
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and projection to latent channels; both start at zero."""
+
+    def __init__(self, hidden_size: int, latent_channels: int, norm_eps: float) -> None:
+        super().__init__()
+        self.norm = RMSNorm(hidden_size, norm_eps)
+        self.modulation = zero_init(nn.Linear(hidden_size, 2 * hidden_size, bias=False))
+        self.projection = zero_init(nn.Linear(hidden_size, latent_channels, bias=False))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(..., D) and the activated condition (..., D) => (..., C)."""
+        shift, scale = self.modulation(condition).chunk(2, dim=-1)
+        return self.projection(modulate(self.norm(x), shift, scale))  # type: ignore[no-any-return]
+
+
+class DiffusionHead(nn.Module):
+    """Draws latents given states.
+
+    Args:
+        config: of the head.
+        hidden_size: D of the backbone.
+        latent_channels: C.
+    """
+
+    def __init__(self, config: DiffusionHeadConfig, hidden_size: int, latent_channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.latent_channels = latent_channels
+        self.schedule = NoiseSchedule(config.diffusion)
+        self.latent_embedding = nn.Linear(latent_channels, hidden_size, bias=config.latent_bias)
+        self.timestep_embedding = TimestepEmbedding(hidden_size)
+        self.condition_norm = (
+            RMSNorm(hidden_size, config.norm_eps) if config.condition_norm else nn.Identity()
+        )
+        self.condition_projection = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.blocks = nn.ModuleList(
+            HeadBlock(hidden_size, config) for _ in range(config.num_layers)
+        )
+        self.final = FinalLayer(hidden_size, latent_channels, config.norm_eps)
+
+    def condition(self, states: Tensor) -> Tensor:
+        """Backbone states (..., D) => condition (..., D), computed once per state."""
+        return self.condition_projection(self.condition_norm(states))  # type: ignore[no-any-return]
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Predict the target of the noise law.
+
+        Args:
+            x_t: (..., C) noisy latents.
+            t: (...) timesteps.
+            condition: (..., D) from ``condition``.
+
+        Returns:
+            (..., C) the network's output (v, epsilon or x0).
+        """
+        return self.denoise(x_t, self.timestep_embedding(t), condition)
+
+    def denoise(self, x_t: Tensor, t_embedding: Tensor, condition: Tensor) -> Tensor:
+        """``forward`` with the timestep embedded already, (..., D) or (D,)."""
+        activated = F.silu(condition + t_embedding)
+        x = self.latent_embedding(x_t)
+        for block in self.blocks:
+            x = block(x, activated)
+        return self.final(x, activated)  # type: ignore[no-any-return]
+
+    def loss(
+        self, x0: Tensor, condition: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Squared error of the prediction (Eq. 3), each state with R noises of its own.
+
+        Args:
+            x0: (N, C) clean latents.
+            condition: (N, D).
+            generator: on the device of ``x0``.
+
+        Returns:
+            squared error (R, N) float32, summed over channels, and timesteps (R, N).
+        """
+        repeats = (self.config.noise_repeats, x0.shape[0])
+        steps = self.config.diffusion.num_train_timesteps
+        t = torch.randint(steps, repeats, generator=generator, device=x0.device)
+        noise = torch.randn(*repeats, x0.shape[1], generator=generator, device=x0.device)
+        x_t = self.schedule.add_noise(x0, noise, t)
+        output = self(x_t, t, condition.expand(repeats[0], -1, -1))
+        error = output.float() - self.schedule.target(x0, noise, t)
+        return error.square().sum(dim=-1), t
+
+    def sample(
+        self,
+        condition: Tensor,
+        noise: Tensor,
+        grid: SolverGrid,
+        t_embeddings: Tensor,
+        guidance_scale: Tensor | float = 1.0,
+        fresh_noise: Tensor | None = None,
+    ) -> Tensor:
+        """Draw latents.
+
+        Args:
+            condition: (N, D), or (2 N, D) for guidance: conditional rows, then unconditional.
+            noise: (N, C) float32 standard normal.
+            grid: coefficients of the solver.
+            t_embeddings: (S, D), ``timestep_embedding`` of the grid's timesteps.
+            guidance_scale: s in u + s (c - u) on the network's output; used with 2 N rows.
+            fresh_noise: (S, N, C) for a stochastic solver.
+
+        Returns:
+            (N, C) float32 latents.
+        """
+        guided = condition.shape[0] == 2 * noise.shape[0]
+
+        def predict(x_t: Tensor, i: int) -> Tensor:
+            rows = torch.cat([x_t, x_t]) if guided else x_t
+            output = self.denoise(rows.to(condition.dtype), t_embeddings[i], condition).float()
+            if not guided:
+                return output
+            conditional, unconditional = output.chunk(2)
+            return unconditional + guidance_scale * (conditional - unconditional)
+
+        draw = None if fresh_noise is None else fresh_noise.__getitem__
+        return solve(predict, noise, grid, draw)

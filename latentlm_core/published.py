@@ -1,0 +1,95 @@
+"""Weights of the published code under our names.
+
+Each function takes a state dict as the reference writes it and returns one that our module loads
+strictly. The golden files use the same names, so agreement with them tests these maps too.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_SWIGLU_RULES = (  # the published feed-forward is fc2(silu(fc1(x)) * gate(x))
+    (r"\.feed_forward\.gate\.", ".feed_forward.up."),
+    (r"\.feed_forward\.fc1\.", ".feed_forward.gate."),
+    (r"\.feed_forward\.fc2\.", ".feed_forward.down."),
+)
+
+_LATENT_LM_RULES = (
+    (r"^y_embedder\.embedding_table\.", "token_embedding."),
+    (r"^x_embedder\.proj\.", "latent_embedding."),
+    (r"^noisy_x_embedder\.proj\.", "head.latent_embedding."),
+    (r"^t_embedder\.mlp\.", "head.timestep_embedding.mlp."),
+    (r"^condition_layer\.linear\.", "head.condition_projection."),
+    (r"^diffusion_blocks\.(\d+)\.adaLN_modulation\.1\.", r"head.blocks.\1.modulation."),
+    (r"^diffusion_blocks\.(\d+)\.mlp\.", r"head.blocks.\1.feed_forward."),
+    (r"^final_layer\.adaLN_modulation\.1\.", "head.final.modulation."),
+    (r"^final_layer\.linear\.", "head.final.projection."),
+    (r"^blocks\.(\d+)\.attn\.qkv\.", r"backbone.blocks.\1.attention.qkv."),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"backbone.blocks.\1.attention.out."),
+    (r"^blocks\.(\d+)\.mlp\.", r"backbone.blocks.\1.feed_forward."),
+    *_SWIGLU_RULES,
+)
+
+_DIT_RULES = (
+    (r"^y_embedder\.embedding_table\.", "token_embedding."),
+    (r"^x_embedder\.proj\.", "latent_embedding."),
+    (r"^t_embedder\.mlp\.", "timestep_embedding.mlp."),
+    (r"^final_layer\.adaLN_modulation\.1\.", "final.modulation."),
+    (r"^final_layer\.linear\.", "final.projection."),
+    (r"^blocks\.(\d+)\.adaLN_modulation\.1\.", r"blocks.\1.modulation."),
+    (r"^blocks\.(\d+)\.attn\.qkv\.", r"blocks.\1.attention.qkv."),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"blocks.\1.attention.out."),
+    (r"^blocks\.(\d+)\.mlp\.", r"blocks.\1.feed_forward."),
+    *_SWIGLU_RULES,
+)
+
+_VIBEVOICE_HEAD_RULES = (
+    (r"^noisy_images_proj\.", "latent_embedding."),
+    (r"^cond_proj\.", "condition_projection."),
+    (r"^t_embedder\.mlp\.", "timestep_embedding.mlp."),
+    (r"^layers\.(\d+)\.adaLN_modulation\.1\.", r"blocks.\1.modulation."),
+    (r"^layers\.(\d+)\.norm\.", r"blocks.\1.norm."),
+    (r"^layers\.(\d+)\.ffn\.gate_proj\.", r"blocks.\1.feed_forward.gate."),
+    (r"^layers\.(\d+)\.ffn\.up_proj\.", r"blocks.\1.feed_forward.up."),
+    (r"^layers\.(\d+)\.ffn\.down_proj\.", r"blocks.\1.feed_forward.down."),
+    (r"^final_layer\.adaLN_modulation\.1\.", "final.modulation."),
+    (r"^final_layer\.linear\.", "final.projection."),
+)
+
+
+def latent_lm_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """microsoft/unilm LatentLM ``models/Transformer.py`` => ``LatentLM``."""
+    return _convert(published, _LATENT_LM_RULES)
+
+
+def dit_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """microsoft/unilm LatentLM ``models/DiT.py`` => ``DiT`` (positions are recomputed)."""
+    return _convert({k: v for k, v in published.items() if k != "pos_embed"}, _DIT_RULES)
+
+
+def vibevoice_head_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """microsoft/VibeVoice ``modular_vibevoice_diffusion_head.py`` => ``DiffusionHead``."""
+    return _convert(published, _VIBEVOICE_HEAD_RULES)
+
+
+def _convert(
+    published: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]
+) -> dict[str, Tensor]:
+    renamed = {}
+    for name, tensor in published.items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        is_convolution_of_one = tensor.ndim == 4 and tensor.shape[2:] == (1, 1)
+        renamed[name] = tensor.flatten(1) if is_convolution_of_one else tensor
+    return _fuse_gates(renamed)
+
+
+def _fuse_gates(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Join the gate and up Linears of each SwiGLU, which ours computes in one product."""
+    fused = {name: tensor for name, tensor in weights.items() if ".up." not in name}
+    for name in [name for name in fused if ".gate." in name]:
+        gate, up = fused.pop(name), weights[name.replace(".gate.", ".up.")]
+        fused[name.replace(".gate.", ".gate_up.")] = torch.cat([gate, up])
+    return fused
