@@ -62,12 +62,12 @@ def write_safetensors(
 ) -> None:
     """Write tensors atomically; the bytes depend on names, values and metadata alone."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    write_file(path, lambda part: safetensors.torch.save_file(plain, part, dict(metadata or {})))
+    write_file(path, lambda part: _save_tensors(part, plain, dict(metadata or {})))
 
 
 @contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that becomes ``path`` when the block ends well.
+    """Yield an empty folder that becomes ``path``, synced as a whole, when the block ends well.
 
     Raises:
         ArtifactError: the file system refused; ``path`` is as before.
@@ -77,6 +77,9 @@ def write_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
+        for entry in part.rglob("*"):
+            _sync(entry)
+        _sync(part)
         if path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             os.replace(path, old)
@@ -151,6 +154,20 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Save, then sort the header's metadata: the library writes them in a random order."""
+    safetensors.torch.save_file(tensors, path, metadata or None)
+    if len(metadata) < 2:
+        return
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(metadata.items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+        file.seek(8)
+        file.write(text.encode().ljust(length))
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

@@ -29,6 +29,14 @@ def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Ge
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
 
 
+@contextmanager
+def seeded_init(*parts: int | str) -> Iterator[None]:
+    """PyTorch initialises weights from its global generator: lend it a seed, then put it back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed("weights", *parts))
+        yield
+
+
 def resolve_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that is there.
 

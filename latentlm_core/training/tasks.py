@@ -7,7 +7,7 @@ whole (accumulated, one day distributed) batch, so the result does not depend on
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +36,20 @@ class Turn:
     Attributes:
         name: of the optimiser in checkpoints and logs.
         module: whose parameters this turn updates.
-        loss: (batch, generator) => terms; the generator is on the batch's device.
+        loss: (batch, generator) => terms; the generator is on the batch's device. Names of terms
+            are unique over the turns of a task. Gradients that a turn leaves in the modules of
+            other turns are discarded.
         weights: factor of each term in the objective; a term without one is only logged.
+        counts: batch => the count of each weighted term, known before its loss is computed. It
+            lets a step that is split into several batches free each one's graph before the next;
+            without it all graphs of the step are held until the last count is known.
     """
 
     name: str
     module: nn.Module
     loss: Callable[[Any, torch.Generator], Terms]
     weights: Mapping[str, float]
+    counts: Callable[[Any], Mapping[str, int]] | None = None
 
 
 class Task(Protocol):
@@ -71,11 +77,25 @@ class Task(Protocol):
         """Warnings that the logged figures call for (an encoder that escapes its noise)."""
 
 
+class Batch(Protocol):
+    """Some examples, ready for a task."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Stable name of each example, for messages; may be empty."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on ``device``, copied without making the host wait where possible."""
+
+
 class BatchStream(Protocol):
     """A deterministic source of batches: batch k is a function of (seed, k) alone."""
 
-    def batches(self, start: int) -> Iterator[Any]:
-        """Batches start, start + 1, ... without end; prefetched; each has ``to(device)``."""
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Batches start, start + 1, ... without end; prefetched."""
 
-    def held_out(self) -> Iterator[Any]:
+    def held_out(self) -> Iterator[Batch]:
         """The finite set of validation batches, the same each time; may be empty."""

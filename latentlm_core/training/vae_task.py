@@ -1,0 +1,293 @@
+"""Training a sigma-VAE: reconstruction, perceptual distance, discriminator and the KL term.
+
+    loss = w_r |x - x'|^p + w_p LPIPS(x, x') + w_g a (-D(x')) + beta kl,   p = 1 or 2
+
+with x' decoded from a sampled z, kl = mu^2 for the sigma-VAE (paper, Eq. 6) and a the adaptive
+weight of VQGAN. The noise only matters relative to the latents' spread, and the encoder is free to
+inflate mu, so every step logs the two; ``VAETask.health`` speaks up when the noise is escaped.
+
+Notable choices:
+    networks may run under autocast, every loss is computed in float32;
+    each judge of the pixels (distance, LPIPS, critic) is differentiated down to the pixels on its
+    own and freed before the next, so their activations never lie in memory together, the adaptive
+    weight costs no second pass through them, and the critic gets no gradient of the generator's.
+
+Axes: B images, T latent positions, C latent channels, H W image.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, NonNegativeInt
+from torch import Tensor, nn
+
+from latentlm_core.config import Config
+from latentlm_core.data.stream import MediaBatch
+from latentlm_core.errors import ConfigError
+from latentlm_core.tokenizers.base import LatentPosterior, PosteriorKind
+from latentlm_core.tokenizers.build import build_critic
+from latentlm_core.tokenizers.critics import (
+    CriticConfig,
+    adaptive_gan_weight,
+    hinge_critic_loss,
+    hinge_generator_loss,
+)
+from latentlm_core.tokenizers.lpips import LPIPS, PerceptualNet
+from latentlm_core.tokenizers.sigma_vae import SigmaVAE
+from latentlm_core.training.tasks import Term, Terms, Turn
+
+MIN_NOISE_TO_SIGNAL = 0.1
+"""Below this share of the latents' std, the noise no longer shapes the latent space. The speech
+latents published with VibeVoice sit at about this value; a fresh sigma-VAE starts near 1."""
+
+PEAK = 2.0
+"""Distance between black and white in [-1, 1], the peak of the PSNR."""
+
+
+class VAELossConfig(Config):
+    """The objective of a tokenizer; the paper gives no weights but beta's default (its code)."""
+
+    reconstruction: Literal["l1", "l2"] = "l2"
+    """Distance of pixels: absolute or squared, a mean over all values."""
+    reconstruction_weight: NonNegativeFloat = 1.0
+    """Factor of the pixels' distance."""
+    perceptual_weight: NonNegativeFloat = 0.0
+    """Factor of LPIPS; 0 is off, 1 is usual. Needs the extra `lpips`."""
+    perceptual_net: PerceptualNet = "vgg"
+    """Backbone of LPIPS: `vgg` (usual as a loss) or `alex`."""
+    gan_weight: NonNegativeFloat = 0.0
+    """Factor of the discriminator's verdict, times the adaptive weight; 0 is off, 0.5 is usual."""
+    gan_start_step: NonNegativeInt = 20_000
+    """First step of the discriminator: reconstructions should be good by then."""
+    adaptive_gan_weight: bool = True
+    """Scale the verdict so that its gradient is as long as the reconstruction's (VQGAN)."""
+    critic: CriticConfig = CriticConfig()
+    """The discriminator's size."""
+    beta: NonNegativeFloat = 1e-2
+    """Factor of the KL term, a mean over all latent values (mu^2 for the sigma-VAE)."""
+
+
+class VAETask:
+    """A ``Task`` that trains a sigma-VAE on ``MediaBatch``es of images.
+
+    Terms of the generator's turn:
+        reconstruction (a value of a pixel), perceptual (an image), kl (a latent value) and, from
+        the start step on, gan (a logit, already scaled by the adaptive weight);
+        logged only: std_mean = std(mu), std_latent = std(z), noise_to_signal = RMS sigma / std(z),
+        gan_pull = the adaptive weight. These are figures of one batch, written as Terms whose
+        ``total / count`` is the figure; over several batches they average.
+    Terms of the critic's turn: critic (a logit); logged only: critic_real, critic_fake, the mean
+    logits. The critic sees reconstructions from a z of its own draw.
+
+    Args:
+        vae: the tokenizer.
+        config: the objective.
+        perceptual: LPIPS, on the device of the training; wanted where its weight is not 0.
+        seed: of the critic's initial weights.
+
+    Raises:
+        ConfigError: ``perceptual_weight`` is set and there is no ``perceptual``, or the images
+            are too small for the critic.
+    """
+
+    name = "vae"
+
+    def __init__(
+        self,
+        vae: SigmaVAE,
+        config: VAELossConfig,
+        perceptual: LPIPS | None = None,
+        seed: int = 0,
+    ) -> None:
+        if config.perceptual_weight and perceptual is None:
+            raise ConfigError(
+                f"loss.perceptual_weight = {config.perceptual_weight} needs the weights of LPIPS; "
+                "set it to 0 to train without."
+            )
+        self.vae = vae
+        self.config = config
+        self.perceptual = perceptual if config.perceptual_weight else None
+        self._likeness = {"reconstruction": config.reconstruction_weight}
+        if config.perceptual_weight:
+            self._likeness["perceptual"] = config.perceptual_weight
+        self.critic = build_critic(config.critic, seed) if config.gan_weight else None
+        if self.critic is not None:
+            self.critic.num_logits((vae.image_size, vae.image_size))
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The tokenizer and, where there is one, the critic."""
+        return {"vae": self.vae} | ({"critic": self.critic} if self.critic else {})
+
+    @property
+    def exported(self) -> nn.Module:
+        """The tokenizer."""
+        return self.vae
+
+    def turns(self, step: int) -> Sequence[Turn]:
+        """The generator's turn and, from ``gan_start_step`` on, the critic's."""
+        critic = self.critic if step >= self.config.gan_start_step else None
+        weights = self._likeness | {"kl": self.config.beta}
+        loss = partial(self._generator_loss, critic)
+        if critic is None:
+            return [Turn("generator", self.vae, loss, weights, self._counts)]
+        weights["gan"] = self.config.gan_weight
+        critic_loss = partial(self._critic_loss, critic)
+        return [
+            Turn("generator", self.vae, loss, weights, self._counts),
+            Turn("critic", critic, critic_loss, {"critic": 1.0}, self._counts),
+        ]
+
+    def validate(self, batch: MediaBatch, generator: torch.Generator) -> Terms:
+        """Terms of the reconstruction from the posterior's mean; psnr is in dB, an image.
+
+        Images are clamped to [-1, 1] for the PSNR, which is at most 100 dB. Nothing is drawn, so
+        ``generator`` is not used.
+        """
+        media = batch.media
+        posterior = self.vae.encode(media)
+        reconstruction = self._decode(posterior.mode(), media)
+        error = (reconstruction.clamp(-1.0, 1.0) - media).square().mean(dim=(1, 2, 3))
+        psnr = 10.0 * torch.log10(PEAK**2 / error.clamp_min(PEAK**2 * 1e-10))
+        terms = self._distances(media, reconstruction) | _latent_terms(posterior)
+        return terms | {"psnr": Term(psnr.sum(), len(media))}
+
+    def health(self, figures: Mapping[str, float]) -> Sequence[str]:
+        """One warning where the encoder inflates mu to escape the noise.
+
+        Args:
+            figures: logged means by term name.
+        """
+        posterior = self.vae.config.posterior
+        if posterior.kind not in (PosteriorKind.GAUSSIAN, PosteriorKind.FIXED):
+            return []
+        ratio = figures.get("noise_to_signal", math.inf)
+        if ratio >= MIN_NOISE_TO_SIGNAL:
+            return []
+        return [
+            f"The encoder inflates mu to escape the noise: sigma is only {ratio:.3f} of std(z), "
+            f"below {MIN_NOISE_TO_SIGNAL}; raise loss.beta (now {self.config.beta:g})."
+        ]
+
+    def _counts(self, batch: MediaBatch) -> dict[str, int]:
+        shape, num_images = batch.media.shape, len(batch.media)
+        num_latents = num_images * math.prod(self.vae.grid(shape))
+        counts = {
+            "reconstruction": batch.media.numel(),
+            "perceptual": num_images,
+            "kl": num_latents * self.vae.latent_channels,
+        }
+        if self.critic is not None:
+            counts["gan"] = counts["critic"] = num_images * self.critic.num_logits(shape)
+        return counts
+
+    def _generator_loss(
+        self, critic: nn.Module | None, batch: MediaBatch, generator: torch.Generator
+    ) -> Terms:
+        media = batch.media
+        posterior = self.vae.encode(media)
+        reconstruction = self._decode(posterior.sample(generator), media)
+        pixels = reconstruction.detach().requires_grad_()
+        likeness = {
+            name: _Judgement.of(term, pixels)
+            for name, term in self._distances(media, pixels).items()
+        }
+        terms = {name: part.term(reconstruction) for name, part in likeness.items()}
+        if critic is not None:
+            logits = critic(pixels).float()
+            verdict = Term(hinge_generator_loss(logits), logits.numel())
+            gan = _Judgement.of(verdict, pixels)
+            terms |= self._gan_terms(gan, likeness, reconstruction)
+        return terms | _latent_terms(posterior)
+
+    def _critic_loss(
+        self, critic: nn.Module, batch: MediaBatch, generator: torch.Generator
+    ) -> Terms:
+        media = batch.media
+        with torch.no_grad():
+            fake = self._decode(self.vae.encode(media).sample(generator), media)
+        real_logits, fake_logits = critic(torch.cat([media, fake])).float().chunk(2)
+        count = real_logits.numel()
+        return {
+            "critic": Term(hinge_critic_loss(real_logits, fake_logits), count),
+            "critic_real": Term(real_logits.detach().sum(), count),
+            "critic_fake": Term(fake_logits.detach().sum(), count),
+        }
+
+    def _decode(self, latents: Tensor, media: Tensor) -> Tensor:
+        return self.vae.decode(latents, self.vae.grid(media.shape)).float()
+
+    def _distances(self, media: Tensor, reconstruction: Tensor) -> Terms:
+        distance = F.l1_loss if self.config.reconstruction == "l1" else F.mse_loss
+        pixels = distance(reconstruction, media, reduction="sum")
+        terms = {"reconstruction": Term(pixels, media.numel())}
+        if self.perceptual is not None:
+            terms["perceptual"] = Term(self.perceptual(reconstruction, media).sum(), len(media))
+        return terms
+
+    def _gan_terms(
+        self, gan: "_Judgement", likeness: Mapping[str, "_Judgement"], reconstruction: Tensor
+    ) -> Terms:
+        if not self.config.adaptive_gan_weight:
+            return {"gan": gan.term(reconstruction)}
+        parts = [
+            self._likeness[name] / part.count * part.gradient for name, part in likeness.items()
+        ]
+        pull = adaptive_gan_weight(
+            reconstruction,
+            torch.stack(parts).sum(0),
+            gan.gradient / gan.count,
+            self.vae.decoder.last_weight,
+        )
+        return {"gan": gan.term(reconstruction, pull), "gan_pull": _figure(pull, gan.count)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Judgement:
+    """A loss on pixels as its value and its gradient there; its own graph is freed already."""
+
+    value: Tensor
+    gradient: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, term: Term, pixels: Tensor) -> "_Judgement":
+        """Differentiate ``term`` with respect to ``pixels``, a leaf, and nothing else."""
+        with torch.autocast(pixels.device.type, enabled=False):
+            (gradient,) = torch.autograd.grad(term.total, pixels)
+        return cls(term.total.detach(), gradient, term.count)
+
+    def term(self, reconstruction: Tensor, factor: Tensor | float = 1.0) -> Term:
+        """The loss, times ``factor``, as a function of the reconstruction that it judged."""
+        linear = (reconstruction * self.gradient).sum()
+        return Term(factor * (self.value + linear - linear.detach()), self.count)
+
+
+def _latent_terms(posterior: LatentPosterior) -> Terms:
+    """The KL term, and how much noise the latents carry for their spread.
+
+    std(z)^2 is var(mu) + E[sigma^2], its expectation over draws, as in the latents' statistics.
+    """
+    mean = posterior.mean.detach()
+    if posterior.log_variance is None:
+        noise = mean.new_tensor(posterior.rule.noise_variance())
+    else:
+        noise = posterior.log_variance.detach().exp().mean()
+    signal = mean.var(correction=0)
+    count = mean.numel()
+    return {
+        "kl": Term(posterior.kl().sum(), count),
+        "std_mean": _figure(signal.sqrt(), count),
+        "std_latent": _figure((signal + noise).sqrt(), count),
+        "noise_to_signal": _figure((noise / (signal + noise).clamp_min(1e-12)).sqrt(), count),
+    }
+
+
+def _figure(value: Tensor, count: int) -> Term:
+    """A log-only figure as a Term: ``total / count`` gives it back."""
+    return Term(value.detach() * count, count)
