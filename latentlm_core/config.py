@@ -109,14 +109,21 @@ def _parse(value: str) -> Any:
 
 
 def _sentence(kind: type[Config], item: Any) -> str:
-    path = ".".join(str(part) for part in item["loc"]) or "the whole"
+    path = ".".join(_printable(part) for part in item["loc"]) or "the whole"
     if item["type"] == "extra_forbidden":
-        return f"unknown key {path} ({did_you_mean(str(item['loc'][-1]), _keys(kind, item))})"
+        known = _keys(kind, item)
+        near = f" ({did_you_mean(str(item['loc'][-1]), known)})" if known else ""
+        return f"unknown key {path}{near}"
     if item["type"] == "missing":
         return f"{path} is missing"
     message = str(item["msg"]).removeprefix("Value error, ").rstrip(".")
     shown = json.dumps(item["input"], default=str)
     return f"{path} = {shown[:80]}: {message[:1].lower()}{message[1:]}"
+
+
+def _printable(part: object) -> str:
+    text = str(part)
+    return text if text.isprintable() else ascii(text)
 
 
 def _keys(kind: type[Config], item: Any) -> list[str]:

@@ -1,0 +1,118 @@
+"""What every source of media promises, and how its broken items are accounted for.
+
+A source is finite and read at random: shuffling, sharding and resuming are arithmetic on indices.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from latentlm_core.config import Config
+from latentlm_core.errors import DataError
+from latentlm_core.progress import SILENT, Progress
+
+Image = npt.NDArray[np.uint8]
+"""An image (H, W, 3), RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One item of a source.
+
+    Attributes:
+        image: uint8 (H, W, 3), RGB, of the size that it has in the source.
+        label: index into the source's classes, None where there is none.
+        caption: what the item shows, in words.
+        key: name of the item inside its source, the same on every machine.
+    """
+
+    image: Image
+    label: int | None
+    caption: str | None
+    key: str
+
+
+class Source(Protocol):
+    """A finite set of examples in a fixed order."""
+
+    @property
+    def name(self) -> str:
+        """What the source is called in messages."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes by label; empty where there are none."""
+
+    def __len__(self) -> int:
+        """Number of examples, the broken ones included."""
+
+    def __getitem__(self, index: int) -> Example:
+        """Example ``index`` of 0 to ``len - 1``.
+
+        Raises:
+            DataError: it is broken; the message names it by its key.
+        """
+
+
+class SkippedItem(Config):
+    """An item that was left out."""
+
+    index: int
+    """Its place in the source."""
+    reason: str
+    """Why; begins with the item's key."""
+
+
+class SkipLog:
+    """The broken items of one source, and the bound on how many there may be.
+
+    Args:
+        source: whose items they are.
+        progress: hears of the first few.
+        share: what part of the source may be broken.
+        least: how many may be broken however small the source is.
+    """
+
+    def __init__(
+        self, source: Source, progress: Progress = SILENT, share: float = 0.01, least: int = 10
+    ) -> None:
+        self._source = source
+        self._progress = progress
+        self._allowed = max(least, int(share * len(source)))
+        self._items: dict[int, SkippedItem] = {}
+
+    @property
+    def items(self) -> tuple[SkippedItem, ...]:
+        """Everything that was skipped, by index."""
+        return tuple(self._items[index] for index in sorted(self._items))
+
+    def extend(self, items: Iterable[SkippedItem]) -> None:
+        """Account for broken items, as ``add`` does for one."""
+        for item in items:
+            self.add(item)
+
+    def add(self, item: SkippedItem) -> None:
+        """Account for one broken item; the same one counts once.
+
+        Raises:
+            DataError: more are broken than may be, or all of them; lists the first ones.
+        """
+        if item.index in self._items:
+            return
+        self._items[item.index] = item
+        count, total = len(self._items), len(self._source)
+        if count > self._allowed or count == total:
+            listed = "; ".join(known.reason.rstrip(".") for known in self.items[:NUM_LISTED])
+            raise DataError(
+                f"{self._source.name} has too many broken items: {count} of the {total} that it "
+                f"has ({self._allowed} may be); the first: {listed}."
+            )
+        if count <= NUM_LISTED:
+            self._progress.warn(f"Skipped: {item.reason}")
+
+
+NUM_LISTED = 5
+"""How many broken items are shown one by one."""

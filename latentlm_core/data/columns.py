@@ -1,0 +1,178 @@
+"""Image sets of the `datasets` library: parquet folders and sets on the hub."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from latentlm_core.data.base import Example
+from latentlm_core.data.media import read_image
+from latentlm_core.errors import DataError, did_you_mean
+
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
+CAPTION_COLUMNS = ("text", "caption", "captions", "description", "prompt")
+SPLITS = {"train": ("train",), "test": ("validation", "valid", "val", "test")}
+
+
+class ColumnSource:
+    """A table with an image column, and labels and captions where it has such columns.
+
+    The image is the first column of that type; the label is the column of a usual name, else the
+    first of class labels; keys are row numbers.
+
+    Args:
+        table: a ``datasets.Dataset``.
+        name: what it is called in messages.
+
+    Raises:
+        DataError: the table has no image column, or labels that are no classes.
+    """
+
+    def __init__(self, table: Any, name: str) -> None:
+        import datasets
+
+        self.name = name
+        features = dict(table.features)
+        images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
+        if not images:
+            raise DataError(f"{name} has no image column; it has: {', '.join(features)}.")
+        self._image = images[0]
+        self._label = _label_column(features)
+        self._caption = next((key for key in CAPTION_COLUMNS if _is_text(features.get(key))), None)
+        self.classes = self._class_names(table)
+        wanted = [key for key in (self._image, self._label, self._caption) if key is not None]
+        self._table = table.select_columns(wanted).cast_column(
+            self._image, datasets.Image(decode=False)
+        )
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Example:
+        key = f"{index:08d}"
+        try:
+            row = self._table[index]
+        except Exception as error:  # whatever pyarrow makes of a damaged table
+            raise DataError(f"{key} cannot be read: {error}.") from None
+        cell = row[self._image] or {}
+        content = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else b"")
+        caption = row[self._caption] if self._caption else None
+        return Example(read_image(content, key), self._checked_label(row, key), caption, key)
+
+    def _class_names(self, table: Any) -> tuple[str, ...]:
+        if self._label is None:
+            return ()
+        names = getattr(table.features[self._label], "names", None)
+        if names is not None:
+            return tuple(names)
+        largest = max((label for label in table[self._label] if label is not None), default=-1)
+        if largest >= MAX_CLASSES:
+            raise DataError(
+                f"{self.name}: the column {self._label} goes up to {largest}, so it holds no "
+                f"classes (at most {MAX_CLASSES})."
+            )
+        return tuple(str(label) for label in range(largest + 1))
+
+    def _checked_label(self, row: dict[str, Any], key: str) -> int | None:
+        """Sets without labels in a split write -1."""
+        label = row[self._label] if self._label else None
+        if label is None or label == -1:
+            return None
+        if not 0 <= label < len(self.classes):
+            raise DataError(f"{key} has the label {label} of {len(self.classes)} classes.")
+        return int(label)
+
+
+MAX_CLASSES = 1_000_000
+
+
+def open_parquet(paths: Sequence[Path], name: str) -> ColumnSource:
+    """Read parquet files as one table, in the order given.
+
+    Raises:
+        DataError: they cannot be read or hold no images.
+    """
+    with _quiet() as datasets:
+        try:
+            table = datasets.Dataset.from_parquet([str(path) for path in paths])
+        except Exception as error:  # the library lets through whatever its readers raise
+            raise DataError(
+                f"{name} cannot be read as parquet: {_reason(error)}.",
+                hint=f"Files: {', '.join(path.name for path in paths[:3])}",
+            ) from None
+    return ColumnSource(table, name)
+
+
+def find_parquet(folder: Path, split: str) -> list[Path]:
+    """Parquet files of a split: those that begin with its name, or all for `train` if none do."""
+    every = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
+    named = {
+        known: [path for path in every if path.name.startswith(prefixes)]
+        for known, prefixes in SPLITS.items()
+    }
+    return every if split == "train" and not any(named.values()) else named[split]
+
+
+def open_hub(repository: str, split: str, name: str) -> ColumnSource | None:
+    """Load an image set from the hub, or from the local cache of the `datasets` library.
+
+    Args:
+        repository: ORG/NAME.
+        split: the set's own name of a split, or `train` or `test`, for which near names are tried.
+        name: what it is called in messages.
+
+    Returns:
+        None where the set has no part for `train` or `test`.
+
+    Raises:
+        DataError: it cannot be loaded, holds no images, or has no split of that very name.
+    """
+    with _quiet() as datasets:
+        try:
+            known = datasets.get_dataset_split_names(repository)
+            names = SPLITS.get(split, (split,))
+            wanted = next((part for part in names if part in known), None)
+            table = datasets.load_dataset(repository, split=wanted) if wanted else None
+        except Exception as error:  # network, permission, scripts, formats: the library's own zoo
+            raise DataError(
+                f"{name} cannot be loaded from the hub: {_reason(error)}.",
+                hint="Check the name, the network, and `hf auth login` if the set is gated.",
+            ) from None
+    if table is None and split not in SPLITS:
+        raise DataError(f"{name}: no split {split!r}. {did_you_mean(split, known)}")
+    return None if table is None else ColumnSource(table, name)
+
+
+@contextmanager
+def _quiet() -> Iterator[Any]:
+    """The `datasets` module with its progress bars off for the time being."""
+    import datasets
+
+    was_off = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield datasets
+    finally:
+        if not was_off:
+            datasets.enable_progress_bars()
+
+
+def _label_column(features: dict[str, Any]) -> str | None:
+    import datasets
+
+    usual = [key for key in LABEL_COLUMNS if _is_integer(features.get(key))]
+    typed = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    return next((key for key in usual if key in typed), next(iter(typed + usual), None))
+
+
+def _is_integer(kind: Any) -> bool:
+    return str(getattr(kind, "dtype", "")).startswith(("int", "uint"))
+
+
+def _is_text(kind: Any) -> bool:
+    return getattr(kind, "dtype", None) in ("string", "large_string")
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(".") if lines else type(error).__name__

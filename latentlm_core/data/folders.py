@@ -1,0 +1,123 @@
+"""Folders of image files: a class-per-folder tree, or flat, with captions beside the images.
+
+Notable choices:
+    the order is that of the relative paths, and these are the keys;
+    links are followed, each real folder once, so that a loop of links ends;
+    hidden files and folders are not looked at;
+    images in the folder itself as well as in sub-folders: all are taken, none has a class.
+"""
+
+import os
+from pathlib import Path, PurePosixPath
+
+from latentlm_core.data.base import Example
+from latentlm_core.data.media import SUFFIXES, read_image
+from latentlm_core.errors import CorruptFileError, DataError
+
+SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("val", "validation", "valid", "test")}
+"""Names of the sub-folders that are taken for a split, the first that is there: tests often have
+no labels, so they come last."""
+MAX_CAPTION_BYTES = 65_536
+
+
+class FolderSource:
+    """Image files under a folder.
+
+    Labels are the first parts of the relative paths where every image lies in a sub-folder.
+    A text file beside an image, of the same stem, is its caption.
+
+    Args:
+        root: the folder.
+        name: what it is called in messages.
+
+    Raises:
+        DataError: the folder cannot be read or holds no image.
+    """
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.name = name
+        self._root = root
+        self._paths = _find_images(root)
+        if not self._paths:
+            raise DataError(f"{name} holds no images ({', '.join(SUFFIXES)}).")
+        folders = _sub_folders(root) if all(os.sep in path for path in self._paths) else []
+        self._labels = {folder: label for label, folder in enumerate(folders)}
+        self.classes = tuple(_readable(folder) for folder in folders)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Example:
+        relative = self._paths[index]
+        path = self._root / relative
+        key = _readable(PurePosixPath(*Path(relative).parts).as_posix())
+        label = self._labels.get(Path(relative).parts[0])
+        return Example(read_image(path, key), label, _read_caption(path, key), key)
+
+
+def find_split(root: Path, split: str) -> Path | None:
+    """The sub-folder of ``split``; the folder itself for `train` if it is not in parts.
+
+    It is in parts where it has a sub-folder for `train`, and one for `test` or no other.
+
+    Returns:
+        None where there is no part for ``split``.
+    """
+    found = {
+        known: next((root / name for name in names if (root / name).is_dir()), None)
+        for known, names in SPLIT_FOLDERS.items()
+    }
+    is_parted = found["train"] and (found["test"] or len(_sub_folders(root)) == 1)
+    if not is_parted:  # a folder called train may also be a class: the vehicle
+        return root if split == "train" else None
+    return found[split]
+
+
+def _find_images(root: Path) -> list[str]:
+    """Relative paths of all images, sorted by their parts."""
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for folder, children, names in os.walk(root, followlinks=True, onerror=_refuse):
+        status = os.stat(folder)
+        identity = (status.st_dev, status.st_ino)
+        if identity in seen:
+            children.clear()
+            continue
+        seen.add(identity)
+        children[:] = sorted(child for child in children if not child.startswith("."))
+        found += [
+            os.path.relpath(os.path.join(folder, name), root)
+            for name in names
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        ]
+    return sorted(found, key=lambda path: path.split(os.sep))
+
+
+def _sub_folders(root: Path) -> list[str]:
+    """Every sub-folder, the empty ones included: splits of one set then agree on the labels."""
+    return sorted(
+        child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")
+    )
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}.")
+
+
+def _read_caption(path: Path, key: str) -> str | None:
+    beside = path.with_suffix(".txt")
+    if not beside.is_file():
+        return None
+    try:
+        with beside.open("rb") as file:
+            text = file.read(MAX_CAPTION_BYTES + 1)
+    except OSError as error:
+        raise CorruptFileError(f"{key}: its caption cannot be read: {error.strerror}.") from None
+    if len(text) > MAX_CAPTION_BYTES:
+        raise DataError(f"{key}: its caption is longer than {MAX_CAPTION_BYTES} bytes.")
+    return text.decode("utf-8", "replace").strip() or None
+
+
+def _readable(name: str) -> str:
+    """A file name as text; bytes that are no UTF-8 become replacement characters."""
+    return os.fsencode(name).decode("utf-8", "replace")

@@ -1,0 +1,171 @@
+"""From latent sets to batches of sequences.
+
+A batch is a function of (seed, its number) and of nothing else: the order is a permutation per
+epoch, sigma's noise is drawn anew at each read from a generator of that batch, and so are the
+variant (a stored flip, say) and the dropped labels. Resuming is starting at a number.
+
+The same draw z is what the model reads and what it must predict (the published trainer does so:
+train_hf.py:279-304).
+
+Axes: B rows, T latent positions, C latent channels.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from latentlm_core.config import Config
+from latentlm_core.data.shards import LatentSet
+from latentlm_core.errors import DataError
+from latentlm_core.layout import SequenceLayout
+from latentlm_core.runtime import generator, to_device
+from latentlm_core.tokenizers.base import LatentStats
+
+PREFETCHED_BATCHES = 4
+
+
+class LatentDataConfig(Config):
+    """How batches are made of a latent set."""
+
+    batch_size: int = Field(default=256, ge=1)
+    """Sequences a batch (a micro-batch, where gradients are accumulated)."""
+    label_drop: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of sequences whose class is replaced by the null class, so that guidance works."""
+    held_out: float = Field(default=0.02, ge=0.0, le=0.5)
+    """Share of the examples that is never trained on (at most 2,048): validation loss."""
+    per_channel_stats: bool = False
+    """Normalise each channel by its own statistics; the published code uses one scale for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceBatch:
+    """Sequences to learn from.
+
+    Attributes:
+        ids: (B, L + 1) token ids.
+        latents: (B, L + 1, C) float32 normalised latents, drawn from their posteriors.
+        layout: of the L fed positions.
+        keys: (B,) what the examples are called, for error reports.
+    """
+
+    ids: Tensor
+    latents: Tensor
+    layout: SequenceLayout
+    keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device) -> "SequenceBatch":
+        """The same batch on another device."""
+        return replace(
+            self,
+            ids=to_device(self.ids, device),
+            latents=to_device(self.latents, device),
+            layout=self.layout.to(device),
+        )
+
+
+class LatentStream:
+    """Class-conditional sequences from one latent set (a ``training.tasks.BatchStream``).
+
+    Args:
+        latents: the set; its manifest gives posterior and statistics.
+        config: batch size, dropped labels, held-out share.
+        seed: of the run.
+
+    Raises:
+        DataError: the set has no labels, or too few examples for one batch.
+    """
+
+    def __init__(self, latents: LatentSet, config: LatentDataConfig, seed: int) -> None:
+        self.latents = latents
+        self.config = config
+        self.seed = seed
+        self.stats: LatentStats = latents.manifest.stats(
+            latents.posterior, per_channel=config.per_channel_stats
+        )
+        self.num_classes = len(latents.manifest.classes)
+        order = torch.randperm(len(latents), generator=generator(seed, "held-out"))
+        num_held_out = min(int(len(latents) * config.held_out), 2048)
+        self._held_out = order[:num_held_out].sort().values
+        self._train = order[num_held_out:].sort().values
+        if self.num_classes == 0:
+            raise DataError(
+                f"The latent set {latents.manifest.name} has no classes, which a "
+                "class-conditional model needs."
+            )
+        if len(self._train) < config.batch_size:
+            raise DataError(
+                f"The latent set {latents.manifest.name} has {len(self._train)} examples to train "
+                f"on, fewer than one batch of {config.batch_size}."
+            )
+
+    @property
+    def null_id(self) -> int:
+        """The token that stands for no class: the last of the vocabulary."""
+        return self.num_classes
+
+    def batches(self, start: int) -> Iterator[SequenceBatch]:
+        """Batches start, start + 1, ... without end, read ahead by a thread."""
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            waiting = [
+                reader.submit(self.batch, start + ahead) for ahead in range(PREFETCHED_BATCHES)
+            ]
+            number = start + PREFETCHED_BATCHES
+            while True:
+                batch = waiting.pop(0).result()
+                waiting.append(reader.submit(self.batch, number))
+                number += 1
+                yield batch
+
+    def batch(self, number: int) -> SequenceBatch:
+        """Training batch ``number`` of the endless run."""
+        size = self.config.batch_size
+        source = generator(self.seed, "batch", number)
+        indices = [self._example(place) for place in range(number * size, (number + 1) * size)]
+        variants = torch.randint(self.latents.num_variants, (size,), generator=source)
+        return self._draw(indices, variants.tolist(), source, self.config.label_drop)
+
+    def held_out(self) -> Iterator[SequenceBatch]:
+        """The validation batches: plain variants, no dropped labels, fixed draws."""
+        for number, indices in enumerate(torch.split(self._held_out, self.config.batch_size)):
+            source = generator(self.seed, "held-out batch", number)
+            yield self._draw(indices.tolist(), 0, source, label_drop=0.0)
+
+    def _example(self, place: int) -> int:
+        """Which example stands at a place of the endless, epoch by epoch shuffled sequence."""
+        epoch, position = divmod(place, len(self._train))
+        if self._permutation_of != epoch:
+            order = torch.randperm(len(self._train), generator=generator(self.seed, "order", epoch))
+            self._permutation, self._permutation_of = self._train[order], epoch
+        return int(self._permutation[position])
+
+    _permutation: Tensor
+    _permutation_of: int = -1
+
+    def _draw(
+        self,
+        indices: Sequence[int],
+        variants: Sequence[int] | int,
+        source: torch.Generator,
+        label_drop: float,
+    ) -> SequenceBatch:
+        records = self.latents.read(indices, variants)
+        raw = self.latents.posterior.draw(records.mean, records.log_variance, source)
+        latents = self.stats.normalise(raw)
+        dropped = torch.rand(len(indices), generator=source) < label_drop
+        batch, num_latents, channels = latents.shape
+        ids = torch.zeros(batch, num_latents + 1, dtype=torch.int64)
+        ids[:, 0] = torch.where(dropped, self.null_id, records.labels)
+        start = latents.new_zeros(batch, 1, channels)
+        return SequenceBatch(
+            ids,
+            torch.cat([start, latents], dim=1),
+            SequenceLayout.of_images(batch, num_latents),
+            records.keys,
+        )

@@ -1,0 +1,159 @@
+"""A latent set: memory-mapped shards, their manifest, and the tokenizer that made them.
+
+    manifest.json                what it was made of, the shards, the statistics
+    shard-00000.safetensors      ``shard_file`` has the layout
+    tokenizer/                   export of the tokenizer
+
+Axes: V variants, n examples, T latent positions, C latent channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentlm_core import files
+from latentlm_core.data.manifest import LatentSums, Manifest, ShardEntry, read_manifest
+from latentlm_core.data.shard_file import Shard
+from latentlm_core.errors import CorruptFileError
+from latentlm_core.tokenizers.base import LatentPosteriorConfig, PosteriorKind
+
+__all__ = ["LatentRecords", "LatentSet", "LatentSums", "Manifest", "ShardEntry"]
+
+TOKENIZER = "tokenizer"
+"""Sub-folder with the export of the tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class LatentRecords:
+    """Examples of a latent set.
+
+    Attributes:
+        mean: (n, T, C) float32 raw posterior means.
+        log_variance: (n, T, C) float32 where the posterior is learned, else None.
+        labels: (n,) int64, -1 where there is none.
+        captions: n texts, None where there is none.
+        keys: n keys of the source.
+    """
+
+    mean: Tensor
+    log_variance: Tensor | None
+    labels: Tensor
+    captions: tuple[str | None, ...]
+    keys: tuple[str, ...]
+
+
+class LatentSet:
+    """A complete latent set, read memory-mapped; cheap to send to another process.
+
+    Make one with ``LatentSet.open``.
+
+    Attributes:
+        manifest: what it holds.
+        posterior: how latents are drawn around the means.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.posterior: LatentPosteriorConfig = manifest.posterior
+        self._shards = [Shard(folder, manifest, entry) for entry in manifest.shards]
+        self._ends = torch.tensor([entry.count for entry in manifest.shards]).cumsum(0)
+
+    @classmethod
+    def open(cls, folder: Path, verify: bool = True) -> "LatentSet":
+        """Open a latent set.
+
+        Args:
+            folder: where it is.
+            verify: hash every shard and the tokenizer's weights first (about 1 GB a second).
+                Without it, sizes, shapes, types, offsets and labels are checked, latents are not.
+
+        Raises:
+            ArtifactError: there is no complete latent set.
+            DataError: it is of a newer format.
+            CorruptFileError: a file is missing, or not what the manifest says.
+        """
+        manifest = read_manifest(folder)
+        for entry in manifest.shards:
+            _check_size(folder / entry.file, entry.num_bytes)
+        if verify:
+            for entry in manifest.shards:
+                _check_hash(folder / entry.file, entry.sha256)
+            _check_hash(folder / TOKENIZER / "model.safetensors", manifest.tokenizer_sha256)
+        return cls(folder, manifest)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LatentSet, (self.folder, self.manifest)
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return self.manifest.num_examples
+
+    @property
+    def num_variants(self) -> int:
+        """V."""
+        return len(self.manifest.variants)
+
+    def read(self, indices: Sequence[int], variants: Sequence[int] | int = 0) -> LatentRecords:
+        """Gather examples.
+
+        Args:
+            indices: n examples, 0 to ``len - 1`` each.
+            variants: which variant of each, or one for all.
+
+        Raises:
+            IndexError: there is no such example or variant.
+            CorruptFileError: a text is no UTF-8.
+        """
+        places = torch.as_tensor(indices, dtype=torch.int64)
+        which = torch.as_tensor(variants, dtype=torch.int64).expand_as(places)
+        _check_range("example", places, len(self))
+        _check_range("variant", which, self.num_variants)
+        number = torch.searchsorted(self._ends, places, right=True)
+        shape = (len(places), self.manifest.num_positions, self.manifest.latent_channels)
+        learned = self.posterior.kind is PosteriorKind.LEARNED
+        mean = torch.empty(shape)
+        log_variance = torch.empty(shape) if learned else None
+        labels = torch.empty(len(places), dtype=torch.int64)
+        texts: list[tuple[str | None, str]] = [(None, "")] * len(places)
+        for k in sorted(set(number.tolist())):
+            shard = self._shards[k]
+            rows = (number == k).nonzero()[:, 0]
+            local = places[rows] - (self._ends[k] - shard.count)
+            mean[rows] = shard.mean[which[rows], local].float()
+            if log_variance is not None and shard.log_variance is not None:
+                log_variance[rows] = shard.log_variance[which[rows], local].float()
+            labels[rows] = shard.labels[local]
+            for row, place in zip(rows.tolist(), local.tolist(), strict=True):
+                texts[row] = (shard.captions[place] or None, shard.keys[place])
+        captions, keys = zip(*texts, strict=True) if texts else ((), ())
+        return LatentRecords(mean, log_variance, labels, captions, keys)
+
+
+def _check_size(path: Path, num_bytes: int) -> None:
+    if not path.is_file():
+        raise CorruptFileError(f"{path} is missing.", hint="Run tokenize again.")
+    if path.stat().st_size != num_bytes:
+        raise CorruptFileError(
+            f"{path} has {path.stat().st_size} bytes, and its manifest says {num_bytes}.",
+            hint="Run tokenize again.",
+        )
+
+
+def _check_hash(path: Path, sha256: str) -> None:
+    if not path.is_file():
+        raise CorruptFileError(f"{path} is missing.", hint="Run tokenize again.")
+    if files.sha256_file(path) != sha256:
+        raise CorruptFileError(
+            f"{path} is damaged: its SHA-256 is not the one in the manifest.",
+            hint="Run tokenize again.",
+        )
+
+
+def _check_range(what: str, places: Tensor, end: int) -> None:
+    if len(places) and not 0 <= int(places.min()) <= int(places.max()) < end:
+        raise IndexError(f"{what} out of range: {places.min()} to {places.max()} of {end}")
