@@ -9,9 +9,10 @@ Axes: B examples, T latent positions, C latent channels.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from latentlm_core.config import Config
@@ -42,7 +43,7 @@ class LatentPosteriorConfig(Config):
 
     kind: PosteriorKind = PosteriorKind.GAUSSIAN
     """gaussian (the paper), fixed, none, or learned (an ordinary KL-VAE)."""
-    std: float = 0.75
+    std: Annotated[float, Field(ge=0, lt=1e6)] = 0.75
     """C_sigma: the mean |sigma| of `gaussian`, the sigma of `fixed`; unused otherwise."""
 
     def draw(

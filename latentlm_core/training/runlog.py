@@ -1,0 +1,176 @@
+"""The figures of a run: ``metrics.jsonl`` and the means that go into it.
+
+One JSON object a line, one line a step at most, ``step`` first; numbers are finite or null. A run
+that resumes at step s drops the rows after s first, so no step is there twice; the log is on disk
+before the checkpoint that follows it, so none is missing.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentlm_core.errors import ArtifactError, CorruptFileError
+from latentlm_core.files import write_text
+from latentlm_core.training.tasks import Term
+
+Row = dict[str, Any]
+
+
+class RunLog:
+    """Writer of a ``metrics.jsonl``.
+
+    Args:
+        path: the file; its rows after ``step`` are dropped.
+        step: where the run stands.
+
+    Raises:
+        ArtifactError: the file cannot be written.
+        CorruptFileError: a row of it is no JSON object.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        rows = read_metrics(path) if path.exists() else []
+        write_text(path, "".join(_line(row) for row in rows if row["step"] <= step))
+
+    def write(self, step: int, figures: Mapping[str, float | None]) -> dict[str, float]:
+        """Append the row of ``step`` and put it on disk.
+
+        Returns:
+            The figures that are finite numbers; the others are null in the log.
+
+        Raises:
+            ArtifactError: the file cannot be written.
+        """
+        finite = {
+            name: value
+            for name, value in figures.items()
+            if value is not None and math.isfinite(value)
+        }
+        row = {"step": step} | {name: finite.get(name) for name in figures}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(row))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            reason = error.strerror or error
+            raise ArtifactError(f"{self.path} cannot be written: {reason}.") from error
+        return finite
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a ``metrics.jsonl``, without a last line that is only half written.
+
+    Raises:
+        ArtifactError: there is no such file.
+        CorruptFileError: a line is no JSON object with a ``step``.
+    """
+    try:
+        *lines, _ = path.read_text("utf-8").split("\n")
+    except FileNotFoundError:
+        raise ArtifactError(f"There is no file {path}.") from None
+    except UnicodeDecodeError:
+        raise CorruptFileError(f"{path} is not UTF-8 text.") from None
+    return [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
+
+
+def last_figures(path: Path) -> dict[str, float | None]:
+    """The newest value of each figure in a ``metrics.jsonl``."""
+    newest: Row = {}
+    for row in read_metrics(path):
+        newest |= row
+    newest.pop("step", None)
+    return newest
+
+
+class Means:
+    """Means of terms over several steps, whose values stay on the device until they are fetched.
+
+    Sums are float64 and in the order of the steps, so they depend neither on when values are
+    fetched nor on a checkpoint in between.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._waiting: list[tuple[dict[str, int], Tensor]] = []
+
+    def add(self, terms: Mapping[str, Term]) -> None:
+        """Add one step's terms; nothing is copied to the host."""
+        totals = torch.stack([term.total.detach().float() for term in terms.values()])
+        self._waiting.append(({name: term.count for name, term in terms.items()}, totals))
+
+    def fetch(self) -> list[dict[str, float]]:
+        """Copy what was added since the last fetch to the host, in one transfer.
+
+        Returns:
+            The means of each ``add`` since then.
+        """
+        if not self._waiting:
+            return []
+        values = iter(torch.cat([totals for _, totals in self._waiting]).tolist())
+        fetched = []
+        for counts, _ in self._waiting:
+            totals = {name: next(values) for name in counts}
+            for name, count in counts.items():
+                total_before, count_before = self._sums.get(name, (0.0, 0))
+                self._sums[name] = (total_before + totals[name], count_before + count)
+            fetched.append({name: totals[name] / max(count, 1) for name, count in counts.items()})
+        self._waiting.clear()
+        return fetched
+
+    def take(self) -> dict[str, float | None]:
+        """The means of what was fetched, None where nothing was counted; then start anew."""
+        means = {name: total / n if n else None for name, (total, n) in self._sums.items()}
+        self._sums = {}
+        return means
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was fetched, as (2,) float64 sum and count, for a checkpoint."""
+        return {name: torch.tensor(pair, dtype=torch.float64) for name, pair in self._sums.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what ``tensors`` returned."""
+        self._sums = {name: (float(pair[0]), int(pair[1])) for name, pair in tensors.items()}
+
+
+class Pace:
+    """Speed of training since the last row, and the share of it spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Measure from now on."""
+        self._start = time.perf_counter()
+        self.samples = 0
+        self.waited = 0.0
+
+    def figures(self) -> dict[str, float | None]:
+        """Samples a second and the waiting share in [0, 1]."""
+        seconds = time.perf_counter() - self._start
+        return {
+            "samples_per_second": self.samples / seconds,
+            "data_wait_share": self.waited / seconds,
+        }
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _parse(line: str, path: Path, number: int) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise CorruptFileError(f"{path} line {number} is no JSON object with a step.")
+    return row
