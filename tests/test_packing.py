@@ -46,7 +46,10 @@ def latents(tmp_path_factory) -> LatentSet:
 
 def test_a_batch_depends_on_seed_and_number_alone(latents):
     stream = LatentStream(latents, CONFIG, seed=3)
-    from_start, later = stream.batches(0), LatentStream(latents, CONFIG, seed=3).batches(30)
+    from_start, later = (
+        stream.batches(0),
+        LatentStream(latents, CONFIG, seed=3, read_ahead=3).batches(30),
+    )
     wanted = [next(from_start) for _ in range(32)][30:]
     for batch in wanted:
         again = next(later)

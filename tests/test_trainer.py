@@ -8,6 +8,7 @@ from latentlm_core.errors import (
     TrainingError,
 )
 from latentlm_core.files import read_safetensors
+from latentlm_core.training.hardware import autocast_dtype
 from latentlm_core.training.optim import OptimizerConfig
 from latentlm_core.training.runlog import read_metrics
 from latentlm_core.training.trainer import Trainer, TrainerConfig
@@ -99,7 +100,7 @@ def test_bfloat16_is_for_the_products_and_float32_for_the_weights(tmp_path):
     assert task.net.weight.dtype == torch.float32
     assert math.isfinite(figures["loss/main"])
     make(tmp_path / "auto", task, precision="auto").run()
-    assert task.output_dtype == torch.float32
+    assert task.output_dtype == autocast_dtype("auto", torch.device("cpu"))
 
 
 def test_the_trainer_fits_a_line(tmp_path):

@@ -10,9 +10,11 @@ train_hf.py:279-304).
 Axes: B rows, T latent positions, C latent channels.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import count
 
 import torch
 from pydantic import Field
@@ -24,8 +26,6 @@ from latentlm_core.errors import DataError
 from latentlm_core.layout import SequenceLayout
 from latentlm_core.runtime import generator, to_device
 from latentlm_core.tokenizers.base import LatentStats
-
-PREFETCHED_BATCHES = 4
 
 
 class LatentDataConfig(Config):
@@ -77,15 +77,20 @@ class LatentStream:
         latents: the set; its manifest gives posterior and statistics.
         config: batch size, dropped labels, held-out share.
         seed: of the run.
+        read_ahead: batches that a thread makes while a GPU computes; 0 makes each when it is
+            asked for, which is faster where the CPU computes (two pools of threads would compete).
 
     Raises:
         DataError: the set has no labels, or too few examples for one batch.
     """
 
-    def __init__(self, latents: LatentSet, config: LatentDataConfig, seed: int) -> None:
+    def __init__(
+        self, latents: LatentSet, config: LatentDataConfig, seed: int, read_ahead: int = 0
+    ) -> None:
         self.latents = latents
         self.config = config
         self.seed = seed
+        self.read_ahead = read_ahead
         self.stats: LatentStats = latents.manifest.stats(
             latents.posterior, per_channel=config.per_channel_stats
         )
@@ -111,16 +116,14 @@ class LatentStream:
         return self.num_classes
 
     def batches(self, start: int) -> Iterator[SequenceBatch]:
-        """Batches start, start + 1, ... without end, read ahead by a thread."""
+        """Batches start, start + 1, ... without end."""
+        if not self.read_ahead:
+            yield from map(self.batch, count(start))
         with ThreadPoolExecutor(max_workers=1) as reader:
-            waiting = [
-                reader.submit(self.batch, start + ahead) for ahead in range(PREFETCHED_BATCHES)
-            ]
-            number = start + PREFETCHED_BATCHES
-            while True:
-                batch = waiting.pop(0).result()
+            waiting = deque(reader.submit(self.batch, start + k) for k in range(self.read_ahead))
+            for number in count(start + self.read_ahead):
+                batch = waiting.popleft().result()
                 waiting.append(reader.submit(self.batch, number))
-                number += 1
                 yield batch
 
     def batch(self, number: int) -> SequenceBatch:

@@ -1,0 +1,254 @@
+"""Exports on the Hugging Face hub: fetch one, publish one, and describe it.
+
+Only JSON, safetensors and Markdown travel, in both directions, so nothing that is fetched can run
+code and nothing that is published asks others to.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latentlm_core.errors import ArtifactError
+
+PREFIX = "hf:"
+ALLOWED_PATTERNS = (
+    "config.json",
+    "*.safetensors",
+    "README.md",
+    "tokenizer/config.json",
+    "tokenizer/*.safetensors",
+)
+"""What is fetched of a repository."""
+
+ALLOWED_SUFFIXES = (".json", ".safetensors", ".md")
+"""What may be published."""
+
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether ``text`` names a repository: ``hf:ORG/NAME``, or ``ORG/NAME`` where no folder ORG is.
+
+    So ``runs/digitz`` beside a folder ``runs`` is a misspelt run, not a question to the hub.
+    """
+    if text.startswith(PREFIX):
+        return True
+    return _REPOSITORY.fullmatch(text) is not None and not Path(text).parent.exists()
+
+
+def download(repo_id: str, offline: bool = False) -> Path:
+    """Fetch a repository's export into the hub's cache, or find it there.
+
+    Args:
+        repo_id: ``ORG/NAME``, with or without ``hf:``.
+        offline: use the cache alone (so does HF_HUB_OFFLINE=1).
+
+    Returns:
+        The local folder.
+
+    Raises:
+        ArtifactError: not a repository's name, no such repository, no access, no network, or no
+            export in it.
+    """
+    from huggingface_hub import snapshot_download
+
+    name = _repository(repo_id)
+    try:
+        folder = snapshot_download(
+            name, allow_patterns=list(ALLOWED_PATTERNS), local_files_only=offline
+        )
+    except Exception as error:  # the library and its transport share no base class
+        raise _refusal(name, error) from error
+    if not (Path(folder) / "config.json").is_file():
+        raise ArtifactError(f"The hub repository {name} holds no export: it has no config.json.")
+    return Path(folder)
+
+
+def upload(folder: Path, repo_id: str, private: bool = False) -> str:
+    """Publish an export; the repository is made if it is not there.
+
+    Args:
+        folder: an export: config.json, model.safetensors and, if written, README.md.
+        repo_id: ``ORG/NAME``, with or without ``hf:``.
+        private: whether a repository that is made now is private.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        ArtifactError: the folder is no export or holds other kinds of files, or the hub refused.
+    """
+    from huggingface_hub import HfApi
+
+    name = _repository(repo_id)
+    check_export(folder)
+    api = HfApi(library_name="latentlm")
+    try:
+        address = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=name, folder_path=folder, commit_message="Upload an export of latentlm"
+        )
+    except Exception as error:  # the library and its transport share no base class
+        raise _refusal(name, error) from error
+    return str(address)
+
+
+def check_export(folder: Path) -> None:
+    """Hold a folder to what an export may contain.
+
+    Raises:
+        ArtifactError: a file is missing, or is of another kind than JSON, safetensors, Markdown.
+    """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ArtifactError(f"{folder} is no export: it has no {name}.")
+    files = (path for path in sorted(folder.rglob("*")) if not path.is_dir())
+    foreign = [str(path.relative_to(folder)) for path in files if not _may_travel(path)]
+    if foreign:
+        raise ArtifactError(
+            f"{folder} holds files that an export must not have: {', '.join(foreign)}.",
+            hint=f"Only {', '.join(ALLOWED_SUFFIXES)} files are published; remove the others.",
+        )
+
+
+def model_card(
+    config: Mapping[str, Any],
+    evaluation: Sequence[Mapping[str, Any]],
+    repo_id: str = "ORG/NAME",
+) -> str:
+    """The README.md of a published export.
+
+    Args:
+        config: the export's config.json.
+        evaluation: reports as ``latentlm eval`` writes them: ``values`` by name, or the ``best``
+            point of a sweep and its ``metric``, with protocol and ``warnings``.
+        repo_id: where it will stand, for the example.
+
+    Returns:
+        Markdown under a YAML front matter that the hub reads. Paths of this machine are reduced
+        to file names.
+    """
+    is_tokenizer = config.get("kind") == "sigma-vae"
+    command = (
+        f"latentlm tokenize --vae {repo_id} --data FOLDER"
+        if is_tokenizer
+        else f"latentlm sample --model {repo_id} --class 0 -n 16"
+    )
+    reports = [_report_section(report) for report in evaluation]
+    parts = [
+        _front_matter(is_tokenizer, evaluation),
+        f"# {repo_id.rpartition('/')[2]}",
+        _TOKENIZER_TEXT if is_tokenizer else _GENERATOR_TEXT,
+        f"## Use\n\n```sh\n{command}\n```",
+        "## Evaluation",
+        *(reports or ["Nothing was measured before it was published."]),
+        f"## Configuration\n\n{_folded_json(config)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_TOKENIZER_TEXT = (
+    "The sigma-VAE of LatentLM (arXiv:2412.08635): it turns images into short sequences of "
+    "continuous latents and back."
+)
+_GENERATOR_TEXT = (
+    "A class-conditional generator of images over the continuous latents of a sigma-VAE, as in "
+    "LatentLM (arXiv:2412.08635). The tokenizer is in the folder `tokenizer`."
+)
+_METRICS = ("fid", "is", "kid", "precision", "recall", "rfid", "psnr", "ssim", "lpips")
+_STATED = ("num_samples", "num_images", "samples", "data", "reference", "extractor")
+"""What of a report's protocol stands above its figures."""
+
+
+def _front_matter(is_tokenizer: bool, evaluation: Sequence[Mapping[str, Any]]) -> str:
+    measured = {name for report in evaluation for name in _figures(report)}
+    kind = "sigma-vae" if is_tokenizer else "class-conditional-image-generation"
+    lines = ["---", "license: apache-2.0", "library_name: latentlm"]
+    lines += ["tags:", "- latentlm", f"- {kind}"]
+    metrics = [name for name in _METRICS if name in measured]
+    lines += ["metrics:", *(f"- {name}" for name in metrics)] if metrics else []
+    return "\n".join([*lines, "---"])
+
+
+def _report_section(report: Mapping[str, Any]) -> str:
+    figures = _figures(report)
+    heading = ", ".join(name for name in figures if name.partition("[")[0] in _METRICS)
+    protocol = {**report, **report.get("protocol", {})}
+    stated = [f"{name} {_shown(protocol[name])}" for name in _STATED if protocol.get(name)]
+    rows = [f"| {name} | {_shown(value)} |" for name, value in figures.items()]
+    parts = [
+        f"### {heading}",
+        "; ".join(stated),
+        "\n".join(["| figure | value |", "|---|---|", *rows]),
+        "\n".join(f"- {warning}" for warning in report.get("warnings", ())),
+        _folded_json(report),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _figures(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "values" in report:
+        figures: Mapping[str, Any] = report["values"]
+        return figures
+    settings = {name: value for name, value in report["best"].items() if name != "fid"}
+    return {report["metric"]: report["best"]["fid"], **settings}
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(_public(value))
+
+
+def _folded_json(value: Mapping[str, Any]) -> str:
+    text = json.dumps(_public(value), indent=2)
+    return f"<details><summary>JSON</summary>\n\n```json\n{text}\n```\n\n</details>"
+
+
+def _public(value: Any) -> Any:
+    """``value`` with each absolute path reduced to its last part."""
+    if isinstance(value, Mapping):
+        return {name: _public(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(item) for item in value]
+    is_path = isinstance(value, str) and Path(value).is_absolute()
+    return Path(value).name if is_path else value
+
+
+def _repository(text: str) -> str:
+    name = text.removeprefix(PREFIX)
+    if _REPOSITORY.fullmatch(name) is None:
+        raise ArtifactError(f"{text} does not name a hub repository; such a name is ORG/NAME.")
+    return name
+
+
+def _may_travel(path: Path) -> bool:
+    return path.suffix in ALLOWED_SUFFIXES and path.is_file() and not path.is_symlink()
+
+
+def _refusal(name: str, error: Exception) -> ArtifactError:
+    """What the hub's library complained of, as a sentence with the way out."""
+    from huggingface_hub import errors
+
+    log_in = "Log in with `hf auth login`, or set HF_TOKEN."
+    if isinstance(error, errors.GatedRepoError):
+        return ArtifactError(
+            f"The hub repository {name} is gated.",
+            hint=f"Ask for access at https://huggingface.co/{name}. {log_in}",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ArtifactError(
+            f"The hub has no repository {name}, or does not show it to you.",
+            hint=f"Check the name; for a private repository: {log_in}",
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return ArtifactError(
+            f"{name} is not in the hub's local cache, and the hub cannot be reached.",
+            hint="Check the network and HF_HUB_OFFLINE, or name an export on this disk.",
+        )
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
+        return ArtifactError(f"The hub refuses access to {name}.", hint=log_in)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return ArtifactError(f"The hub cannot be used for {name}: {reason}.")
