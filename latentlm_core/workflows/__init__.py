@@ -1,0 +1,35 @@
+"""One function per command. A newcomer starts here and descends.
+
+    train_vae     images               => runs/NAME      a sigma-VAE
+    tokenize      images, sigma-VAE    => latents/NAME   raw latents in shards
+    train_lm      latents              => runs/NAME      a LatentLM or a DiT
+    sample        model                => samples/NAME   images
+    evaluate_*    samples, sigma-VAE   => a report
+    push          model                => the hub
+
+Each takes plain values, does the whole work, tells ``progress`` about it and returns a ``Result``.
+"""
+
+from latentlm_core.workflows.evaluate import (
+    evaluate_reconstruction,
+    evaluate_samples,
+    make_statistics,
+    sweep,
+)
+from latentlm_core.workflows.push import push
+from latentlm_core.workflows.sample import sample
+from latentlm_core.workflows.tokenize import tokenize
+from latentlm_core.workflows.train_lm import train_lm
+from latentlm_core.workflows.train_vae import train_vae
+
+__all__ = [
+    "evaluate_reconstruction",
+    "evaluate_samples",
+    "make_statistics",
+    "push",
+    "sample",
+    "sweep",
+    "tokenize",
+    "train_lm",
+    "train_vae",
+]

@@ -1,0 +1,86 @@
+"""From a generator's export to images: requests, latents, raw latents, media."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from latentlm_core.artifacts import TOKENIZER_FOLDER, LoadedGenerator, load_tokenizer
+from latentlm_core.data.media import to_images
+from latentlm_core.errors import ArtifactError
+from latentlm_core.progress import Progress
+from latentlm_core.runtime import derive_seed, evaluating
+from latentlm_core.sampling import Engine, Request
+from latentlm_core.tokenizers.sigma_vae import SigmaVAE
+from latentlm_core.workflows.workspace import find_export
+
+Images = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A generator with the tokenizer whose latents it learned.
+
+    Attributes:
+        loaded: the generator.
+        tokenizer: its decoder is used.
+    """
+
+    loaded: LoadedGenerator
+    tokenizer: SigmaVAE
+
+    @classmethod
+    def of(
+        cls, loaded: LoadedGenerator, vae: str | None, device: torch.device, progress: Progress
+    ) -> Self:
+        """With the tokenizer in the generator's export, or with another copy of it.
+
+        Raises:
+            ArtifactError: it is not there, or its weights are other ones.
+        """
+        inside = loaded.folder / TOKENIZER_FOLDER
+        folder = find_export(vae, "sigma-vae", progress) if vae else inside
+        found = load_tokenizer(folder, device)
+        if found.sha256 != loaded.config.tokenizer_sha256:
+            raise ArtifactError(
+                f"{folder} is not the tokenizer that {loaded.folder} learned with: its weights "
+                f"have the sha256 {found.sha256[:12]}, not {loaded.config.tokenizer_sha256[:12]}."
+            )
+        return cls(loaded, found.model)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images, in pixels."""
+        return self.tokenizer.image_size
+
+    def images(
+        self, engine: Engine, labels: Sequence[int], indices: Sequence[int], seed: int
+    ) -> Images:
+        """The samples of the given indices.
+
+        Args:
+            engine: of the generator.
+            labels: the class of every sample there is.
+            indices: which of them to draw.
+            seed: of the whole set; a sample's own follows from it and its index.
+
+        Returns:
+            uint8 (len(indices), H, W, 3).
+        """
+        config = self.loaded.config
+        requests = [
+            Request(
+                prompt=(labels[index],),
+                unconditional=(len(config.classes),),
+                num_latents=config.num_latents,
+                seed=derive_seed(seed, "sample", index),
+            )
+            for index in indices
+        ]
+        device = next(self.tokenizer.parameters()).device
+        raw = config.stats.denormalise(engine.generate(requests)).to(device)
+        with evaluating(self.tokenizer):
+            return to_images(self.tokenizer.decode(raw, config.grid))

@@ -1,0 +1,141 @@
+"""``latentlm train-lm``: latents => a LatentLM or a DiT."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from latentlm_core.artifacts import (
+    Generator,
+    GeneratorExport,
+    build_generator,
+    save_generator,
+)
+from latentlm_core.data.packing import LatentStream
+from latentlm_core.data.shards import TOKENIZER, LatentSet
+from latentlm_core.figures import loss_curves
+from latentlm_core.files import write_json
+from latentlm_core.models.latent_lm import LatentLM
+from latentlm_core.progress import SILENT, Progress
+from latentlm_core.recipes import LMRecipe, lm_recipe, lm_recipe_names
+from latentlm_core.result import Result
+from latentlm_core.runtime import resolve_device, seeded_init
+from latentlm_core.training.lm_task import DiTTask, LMLossConfig, LMTask
+from latentlm_core.training.runlog import read_metrics
+from latentlm_core.training.trainer import Trainer
+from latentlm_core.workflows.train_vae import decisive, run_provenance, validation_figures
+from latentlm_core.workflows.workspace import EXPORT, find_latents, slug, workspace
+
+READ_AHEAD = 4
+"""Batches that are made while a GPU computes."""
+
+
+def train_lm(
+    *,
+    data: str | None = None,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    device: str = "auto",
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> Result:
+    """Train a LatentLM or a DiT on a latent set, or go on with it, and export it.
+
+    Args:
+        data: folder or name of a latent set; by default the newest.
+        recipe: a name or a file; by default the one named like the set's data, else
+            ``latentlm-l``.
+        overrides: ``KEY=VALUE`` changes to the recipe.
+        out: run folder; by default ``runs/lm-LATENTS``.
+        device: auto, cpu, cuda, ...
+        dry_run: only tell what would happen.
+        progress: listener.
+
+    Returns:
+        figures of the last validation, and where things are.
+
+    Raises:
+        LatentLMError: anything that the user can mend.
+    """
+    latents = LatentSet.open(find_latents(data, progress))
+    manifest = latents.manifest
+    chosen = recipe or _default_recipe(manifest.data, progress)
+    config = lm_recipe(chosen, overrides)
+    folder = out or workspace() / "runs" / _run_name(manifest.name, recipe)
+    where = resolve_device(device)
+    read_ahead = READ_AHEAD if where.type == "cuda" else 0
+    stream = LatentStream(latents, config.data, config.trainer.seed, read_ahead)
+    size = config.model.complete(manifest.grid, manifest.latent_channels, stream.null_id + 1)
+    with seeded_init("generator", config.trainer.seed):
+        model = build_generator(size)
+    plan = _plan(config, model, latents)
+    if dry_run:
+        return Result(f"Plan of a {size.kind} run", plan, {"run": str(folder)}, config.to_dict())
+
+    origin = {
+        "latents": manifest.name,
+        "data": manifest.data,
+        "statistics": manifest.statistics.to_dict(),
+        "tokenizer_sha256": manifest.tokenizer_sha256,
+    }
+    result = Trainer(
+        config.trainer,
+        _task(model, config.loss),
+        stream,
+        {"model": config.optimizer},
+        folder,
+        where,
+        {"origin": origin, "recipe": decisive(config)},
+        progress,
+    ).run()
+    write_json(folder / "config.json", {"origin": origin, "recipe": config.to_dict()})
+
+    provenance = run_provenance(manifest.data, chosen, config.to_dict(), result, where)
+    export = GeneratorExport(
+        model=size,
+        stats=stream.stats,
+        grid=manifest.grid,
+        classes=manifest.classes,
+        tokenizer_sha256=manifest.tokenizer_sha256,
+        sampler=config.sampler,
+        provenance=provenance,
+    )
+    save_generator(folder / EXPORT, model, export, latents.folder / TOKENIZER)
+    curves = folder / "curves.png"
+    loss_curves(read_metrics(result.metrics_path), curves)
+    figures = {"step": result.step, **plan, **validation_figures(result)}
+    files = {
+        "export": str(folder / EXPORT),
+        "curves": str(curves),
+        "log": str(result.metrics_path),
+    }
+    return Result(f"{size.kind} trained", figures, files, provenance)
+
+
+def _default_recipe(data: str, progress: Progress) -> str:
+    """The recipe named like the data that the latents are of, else the paper's L."""
+    name = data.partition(":")[0]
+    known = {"embedded": "tiny"} | {recipe: recipe for recipe in lm_recipe_names()}
+    chosen = known.get(name, "latentlm-l")
+    progress.note(f"Using the recipe {chosen}")
+    return chosen
+
+
+def _run_name(latents: str, recipe: str | None) -> str:
+    return f"lm-{slug(latents)}" + (f"-{slug(Path(recipe).stem)}" if recipe else "")
+
+
+def _task(model: Generator, loss: LMLossConfig) -> LMTask | DiTTask:
+    return LMTask(model, loss) if isinstance(model, LatentLM) else DiTTask(model)
+
+
+def _plan(config: LMRecipe, model: Generator, latents: LatentSet) -> dict[str, Any]:
+    sequences = config.data.batch_size * config.trainer.accumulate
+    num_latents = latents.manifest.num_positions
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "examples": len(latents),
+        "classes": len(latents.manifest.classes),
+        "positions_per_step": sequences * num_latents,
+        "epochs": round(config.trainer.total_steps * sequences / len(latents), 2),
+    }

@@ -1,0 +1,114 @@
+"""Where results live, and how one is found again when it is not named.
+
+    runs/NAME/       config.json, metrics.jsonl, checkpoints/, export/, pictures
+    latents/NAME/    a latent set
+    samples/NAME/    images, samples.jsonl, grid.png
+
+under the working folder or ``LATENTLM_HOME``.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from latentlm_core.artifacts import export_kind
+from latentlm_core.errors import ArtifactError
+from latentlm_core.hub import download, is_hub_id
+from latentlm_core.progress import Progress
+
+EXPORT = "export"
+
+
+def workspace() -> Path:
+    """The folder that holds ``runs``, ``latents`` and ``samples``."""
+    return Path(os.environ.get("LATENTLM_HOME", "."))
+
+
+def slug(text: str) -> str:
+    """``text`` as a file name: its letters, digits and dots, joined by single dashes."""
+    last = text.rstrip("/").rsplit("/", 1)[-1]
+    return re.sub(r"[^\w.]+", "-", last).strip("-.") or "unnamed"
+
+
+def find_export(spec: str | None, kind: str, progress: Progress) -> Path:
+    """The export that a user means.
+
+    Args:
+        spec: a run folder, an export folder, a hub id, or None for the newest of that kind.
+        kind: ``sigma-vae`` or ``generator``.
+        progress: is told which one was picked.
+
+    Raises:
+        ArtifactError: there is none, or it is of another kind.
+    """
+    if spec is None:
+        newest = _newest(
+            (run / EXPORT for run in _entries("runs")),
+            lambda folder: export_kind(folder) == kind,
+            "config.json",
+        )
+        if newest is None:
+            command = "train-vae" if kind == "sigma-vae" else "train-lm"
+            raise ArtifactError(
+                f"There is no finished {kind} under {workspace() / 'runs'}.",
+                hint=f"Name one, or make one with: latentlm {command}",
+            )
+        progress.note(f"Using the newest {kind}: {newest.parent}")
+        return newest
+    folder = download(spec) if is_hub_id(spec) else Path(spec)
+    for candidate in (folder / EXPORT, folder):
+        if export_kind(candidate) is not None:
+            return candidate
+    if (folder / "metrics.jsonl").is_file():
+        raise ArtifactError(
+            f"The run {folder} is not finished, so it has no export yet.",
+            hint="The command that started it goes on with it.",
+        )
+    raise ArtifactError(f"{folder} is neither a run, an export nor a hub id.")
+
+
+def find_latents(spec: str | None, progress: Progress) -> Path:
+    """The latent set that a user means: a folder, a name under ``latents``, or the newest."""
+    if spec is None:
+        newest = _newest(_entries("latents"), lambda folder: True, "manifest.json")
+        if newest is None:
+            raise ArtifactError(
+                f"There is no latent set under {workspace() / 'latents'}.",
+                hint="Make one with: latentlm tokenize",
+            )
+        progress.note(f"Using the newest latent set: {newest}")
+        return newest
+    return _named(spec, "latents")
+
+
+def find_samples(spec: str | None, progress: Progress) -> Path:
+    """The samples that a user means: a folder, a file, a name under ``samples``, or the newest."""
+    if spec is None:
+        newest = _newest(_entries("samples"), lambda folder: True, "samples.jsonl")
+        if newest is None:
+            raise ArtifactError(
+                f"There are no samples under {workspace() / 'samples'}.",
+                hint="Make some with: latentlm sample",
+            )
+        progress.note(f"Using the newest samples: {newest}")
+        return newest
+    return _named(spec, "samples")
+
+
+def _named(spec: str, kind: str) -> Path:
+    for candidate in (Path(spec), workspace() / kind / spec):
+        if candidate.exists():
+            return candidate
+    raise ArtifactError(f"There is no {spec}, nor {workspace() / kind / spec}.")
+
+
+def _entries(kind: str) -> Iterable[Path]:
+    folder = workspace() / kind
+    return sorted(folder.iterdir()) if folder.is_dir() else ()
+
+
+def _newest(folders: Iterable[Path], fits: Callable[[Path], bool], mark: str) -> Path | None:
+    """The fitting folder whose ``mark``, the file that is written last, is the youngest."""
+    found = [f for f in folders if (f / mark).is_file() and fits(f)]
+    return max(found, key=lambda folder: (folder / mark).stat().st_mtime, default=None)
