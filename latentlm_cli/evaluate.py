@@ -1,0 +1,195 @@
+"""latentlm eval: one command a metric, and what they need."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import typer
+
+from latentlm_cli import console, options
+from latentlm_cli.progress import listener
+
+Metric = Literal["fid", "is", "kid", "precision-recall"]
+METRICS: dict[Metric, str] = {
+    "fid": "Fréchet Inception distance of samples to a reference (lower is better).",
+    "is": "Inception Score of samples (higher is better; needs no reference).",
+    "kid": "Kernel Inception distance of samples to a reference (lower is better).",
+    "precision-recall": "Share of samples among the real images, and the reverse.",
+}
+
+app = typer.Typer(
+    help="Measure samples, tokenizers and settings.",
+    no_args_is_help=True,
+    epilog=options.examples(
+        "latentlm eval fid --samples samples/digits --reference mnist",
+        "latentlm eval recon --data mnist --vae runs/digits-vae",
+    ),
+)
+
+
+def _add_metric(metric: Metric, purpose: str) -> None:
+    example = options.examples(f"latentlm eval {metric} --samples samples/digits --json")
+
+    @app.command(metric, help=purpose, epilog=example)
+    def measure(
+        samples: options.Samples = None,
+        reference: options.Reference = None,
+        extractor: options.Extractor = "inception",
+        weights: options.Weights = None,
+        offline: options.Offline = False,
+        num_samples: options.NumImages = None,
+        batch_size: options.BatchSize = 32,
+        out: options.Report = None,
+        device: options.Device = "auto",
+        json: options.Json = False,
+    ) -> None:
+        from latentlm_core import workflows
+
+        result = workflows.evaluate_samples(
+            metrics=(metric,),
+            samples=samples,
+            reference=reference,
+            extractor=extractor,
+            weights=weights,
+            offline=offline,
+            batch_size=batch_size,
+            num_samples=num_samples,
+            out=out,
+            device=device,
+            progress=listener(),
+        )
+        console.show(result, json)
+
+
+for _metric, _purpose in METRICS.items():
+    _add_metric(_metric, _purpose)
+
+
+@app.command(epilog=options.examples("latentlm eval recon --data mnist --vae runs/digits-vae"))
+def recon(
+    data: options.Data,
+    vae: options.Vae = None,
+    split: options.Split = "test",
+    extractor: options.Extractor = "inception",
+    weights: options.Weights = None,
+    offline: options.Offline = False,
+    num_samples: options.NumImages = None,
+    batch_size: options.BatchSize = 32,
+    out: options.Report = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """How well a tokenizer gives images back: rFID, PSNR, SSIM, and LPIPS where it can."""
+    from latentlm_core import workflows
+
+    result = workflows.evaluate_reconstruction(
+        vae=vae,
+        data=data,
+        split=split,
+        num_samples=num_samples,
+        extractor=extractor,
+        weights=weights,
+        offline=offline,
+        batch_size=batch_size,
+        out=out,
+        device=device,
+        progress=listener(),
+    )
+    console.show(result, json)
+
+
+@app.command(epilog=options.examples("latentlm eval sweep --cfg 1,1.5,2,3 --steps 10,20 -n 1000"))
+def sweep(
+    scales: Annotated[
+        str, typer.Option("--cfg", metavar="S,S,...", help="Guidance scales to try.")
+    ] = "1,1.5,2,3,4",
+    steps: Annotated[
+        str, typer.Option("--steps", metavar="K,K,...", help="Numbers of solver steps to try.")
+    ] = "20",
+    num_samples: Annotated[
+        int, typer.Option("-n", "--num-samples", min=2, metavar="N", help="Images a setting.")
+    ] = 1000,
+    model: options.Model = None,
+    reference: options.Reference = None,
+    seed: options.Seed = 0,
+    extractor: options.Extractor = "inception",
+    weights: options.Weights = None,
+    offline: options.Offline = False,
+    batch_size: options.BatchSize = 64,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of report and curve; beside the run if left out."),
+    ] = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Walk guidance scales and solver steps at a cheap N, and draw the curve."""
+    from latentlm_core import workflows
+
+    result = workflows.sweep(
+        model=model,
+        reference=reference,
+        scales=_numbers(scales, float, "--cfg"),
+        steps=_numbers(steps, int, "--steps"),
+        num_samples=num_samples,
+        seed=seed,
+        extractor=extractor,
+        weights=weights,
+        offline=offline,
+        batch_size=batch_size,
+        out=out,
+        device=device,
+        progress=listener(),
+    )
+    console.show(result, json)
+
+
+@app.command(
+    epilog=options.examples("latentlm eval stats --data cifar10 --image-size 32 --out cifar10.npz")
+)
+def stats(
+    data: options.Data,
+    image_size: Annotated[
+        int,
+        typer.Option(
+            "--image-size", min=1, metavar="PIXELS", help="Side that images are cropped to."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The .npz to write, in ADM's format.")],
+    split: options.Split = "train",
+    extractor: options.Extractor = "inception",
+    weights: options.Weights = None,
+    offline: options.Offline = False,
+    num_samples: options.NumImages = None,
+    batch_size: options.BatchSize = 32,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Reference statistics of a data set, to be used as --reference."""
+    from latentlm_core import workflows
+
+    result = workflows.make_statistics(
+        data=data,
+        split=split,
+        image_size=image_size,
+        extractor=extractor,
+        weights=weights,
+        offline=offline,
+        batch_size=batch_size,
+        num_samples=num_samples,
+        out=out,
+        device=device,
+        progress=listener(),
+    )
+    console.show(result, json)
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _numbers(text: str, kind: Callable[[str], Number], option: str) -> list[Number]:
+    """``"1,1.5"`` as numbers."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list like 1,2,3.", param_hint=option) from None

@@ -1,0 +1,112 @@
+"""Options that several commands share, each declared once.
+
+Nothing here imports torch: choices are written out, and a test holds them to the core's.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="mnist, cifar10, imagenet, embedded:shapes, a folder of images, or hf:ORG/NAME.",
+    ),
+]
+Split = Annotated[
+    Literal["train", "test"], typer.Option("--split", help="Part of the data set to read.")
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="RECIPE",
+        help="A named recipe (see --list-recipes), or a .toml or .json file.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one value of the recipe, as in --set optimizer.lr=1e-4. Repeatable.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="A run, an export or a hub id; the newest of the workspace if left out.",
+    ),
+]
+Vae = Annotated[
+    str | None,
+    typer.Option(
+        "--vae",
+        metavar="VAE",
+        help="A run, an export or a hub id; the newest of the workspace if left out.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", help="Where to write; a name under the workspace if left out."),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Decides every draw.")]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch-size", min=1, metavar="N", help="At a time; the result does not depend on it."
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show the configuration and the plan, and do nothing.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+Samples = Annotated[
+    str | None,
+    typer.Option(
+        "--samples",
+        metavar="IMAGES",
+        help="Images to judge; the newest samples of the workspace if left out.",
+    ),
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        metavar="IMAGES",
+        help="What to judge against: a data set, a folder, or statistics made by `eval stats`; "
+        "the data that the model was trained on if left out.",
+    ),
+]
+Extractor = Annotated[
+    str,
+    typer.Option("--extractor", help="inception, or the folder of a classifier, for its features."),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option("--out", help="File of the report; beside what it measures if left out."),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", help="The extractor's weights, instead of the cache or a package."),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Never download weights.")]
+NumImages = Annotated[
+    int | None,
+    typer.Option(
+        "-n", "--num-samples", min=1, metavar="N", help="Use the first N only; all if left out."
+    ),
+]
+
+
+def examples(*commands: str) -> str:
+    """The closing lines of a command's help."""
+    heading = "Example" if len(commands) == 1 else "Examples"
+    return "\n".join((f"[bold]{heading}[/bold]", *commands))

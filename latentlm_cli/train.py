@@ -1,0 +1,111 @@
+"""latentlm train-vae and latentlm train-lm."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from latentlm_cli import console, options
+from latentlm_cli.progress import listener
+
+VAE_EXAMPLES = options.examples(
+    "latentlm train-vae --data mnist --out runs/digits-vae",
+    "latentlm train-vae --data cifar10 --set loss.beta=1e-4 --dry-run",
+)
+LM_EXAMPLES = options.examples(
+    "latentlm train-lm --data latents/mnist --out runs/digits",
+    "latentlm train-lm --data latents/mnist --recipe mnist --set optimizer.lr=5e-4",
+)
+
+
+def _list_vae_recipes(asked: bool) -> None:
+    if asked:
+        from latentlm_core.recipes import vae_recipe_names
+
+        _list(vae_recipe_names())
+
+
+def _list_lm_recipes(asked: bool) -> None:
+    if asked:
+        from latentlm_core.recipes import lm_recipe_names
+
+        _list(lm_recipe_names())
+
+
+def _list(names: Sequence[str]) -> None:
+    typer.echo("\n".join(names))
+    raise typer.Exit
+
+
+LIST_HELP = "Print the names of the recipes and exit."
+ListVaeRecipes = Annotated[
+    bool,
+    typer.Option("--list-recipes", is_eager=True, callback=_list_vae_recipes, help=LIST_HELP),
+]
+ListLmRecipes = Annotated[
+    bool,
+    typer.Option("--list-recipes", is_eager=True, callback=_list_lm_recipes, help=LIST_HELP),
+]
+
+
+def train_vae(
+    data: options.Data,
+    recipe: options.Recipe = None,
+    list_recipes: ListVaeRecipes = False,
+    overrides: options.Overrides = None,
+    out: options.Out = None,
+    device: options.Device = "auto",
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Train a sigma-VAE, the tokenizer of images.
+
+    Running the same command again continues an interrupted run.
+    """
+    from latentlm_core import workflows
+
+    result = workflows.train_vae(
+        data=data,
+        recipe=recipe,
+        overrides=overrides or (),
+        out=out,
+        device=device,
+        dry_run=dry_run,
+        progress=listener(),
+    )
+    console.show(result, json, dry_run)
+
+
+def train_lm(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="A latent set made by tokenize; the newest of the workspace if left out.",
+        ),
+    ] = None,
+    recipe: options.Recipe = None,
+    list_recipes: ListLmRecipes = False,
+    overrides: options.Overrides = None,
+    out: options.Out = None,
+    device: options.Device = "auto",
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Train a LatentLM, or a DiT to compare it with, on a latent set.
+
+    Running the same command again continues an interrupted run.
+    """
+    from latentlm_core import workflows
+
+    result = workflows.train_lm(
+        data=data,
+        recipe=recipe,
+        overrides=overrides or (),
+        out=out,
+        device=device,
+        dry_run=dry_run,
+        progress=listener(),
+    )
+    console.show(result, json, dry_run)
