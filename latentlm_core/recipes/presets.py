@@ -15,6 +15,7 @@ from latentlm_core.recipes.schema import (
 from latentlm_core.recipes.sizes import PUBLISHED_SIZES, dit_size, latent_lm_size
 from latentlm_core.sampling import SamplerConfig
 from latentlm_core.tokenizers.conv import ConvConfig
+from latentlm_core.tokenizers.critics import CriticConfig
 from latentlm_core.tokenizers.sigma_vae import SigmaVAEConfig
 from latentlm_core.tokenizers.vit import ViTConfig
 from latentlm_core.training.lm_task import LMLossConfig
