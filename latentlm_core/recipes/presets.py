@@ -54,7 +54,13 @@ VAE_RECIPES: Mapping[str, VAERecipe] = {
                 image_size=32, channels=(128, 256, 256), num_blocks=2, stem_patch_size=1
             ),
         ),
-        loss=VAELossConfig(reconstruction="l1", gan_weight=0.5, gan_start_step=10_000, beta=1e-3),
+        loss=VAELossConfig(
+            reconstruction="l1",
+            gan_weight=0.5,
+            gan_start_step=10_000,
+            beta=1e-3,
+            critic=CriticConfig(num_layers=2),
+        ),
         data=ImageDataConfig(batch_size=256),
         trainer=TrainerConfig(total_steps=30_000, save_every=1000, ema_decay=0.999),
         optimizer=OptimizerConfig(lr=5e-4, betas=(0.9, 0.95)),
@@ -72,7 +78,7 @@ VAE_RECIPES: Mapping[str, VAERecipe] = {
             critic=CriticConfig(num_layers=2),
         ),
         data=ImageDataConfig(batch_size=64),
-        trainer=TrainerConfig(total_steps=4000, save_every=1000, log_every=100, ema_decay=0.995),
+        trainer=TrainerConfig(total_steps=3000, save_every=1000, log_every=100, ema_decay=0.995),
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95)),
     ),
     "imagenet": VAERecipe(
@@ -135,7 +141,7 @@ LM_RECIPES: Mapping[str, LMRecipe] = {
         loss=LMLossConfig(latent_weight=1.0),
         data=LatentDataConfig(batch_size=64),
         trainer=TrainerConfig(
-            total_steps=2400, save_every=600, validate_every=600, log_every=50, ema_decay=0.998
+            total_steps=2000, save_every=500, validate_every=500, log_every=50, ema_decay=0.998
         ),
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
         sampler=SamplerConfig(guidance_scale=1.5),
