@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,38 @@ def shared_data():
         return path
 
     return find
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    """A small network with random weights: distances on its features are distances all the same."""
+    from tests.tiny_evaluation import random_extractor
+
+    return random_extractor(seed=0)
+
+
+@pytest.fixture(scope="module")
+def random_lpips():
+    """LPIPS on a backbone with random weights, or a skip that says what is missing."""
+    pytest.importorskip("lpips", reason="the extra lpips is not installed")
+    from latentlm_core.tokenizers.lpips import LPIPS
+
+    return LPIPS("alex")
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    """Tiny tokenizers with their exports, by posterior kind."""
+    from latentlm_core.tokenizers.base import PosteriorKind
+    from tests.tiny_latents import export_tokenizer
+
+    kinds = PosteriorKind.GAUSSIAN, PosteriorKind.LEARNED
+    return {kind: export_tokenizer(kind, tmp_path_factory.mktemp("export")) for kind in kinds}
+
+
+@pytest.fixture
+def encode(tokenizers, tmp_path):
+    """``encode(place, source, kind, **options)`` makes a set of latents in tmp_path/PLACE/set."""
+    from tests.tiny_latents import encode_below
+
+    return partial(encode_below, tmp_path, tokenizers)

@@ -1,0 +1,173 @@
+"""Speed of sampling and training against a plain eager loop, as ratios in one run.
+
+The plain loop does what the published code does: a cache that grows by concatenation, a scheduler
+built anew for every token, timesteps embedded at every solver step; and in training, images
+encoded at every step instead of latents read from a cache. Both sides use the same weights, the
+same precision and the demo's sizes.
+
+    python examples/speed.py [FILE.json]
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentlm_core.artifacts import TokenizerExport, build_generator, save_tokenizer
+from latentlm_core.data.caching import encode_source
+from latentlm_core.data.packing import LatentStream
+from latentlm_core.data.shards import LatentSet
+from latentlm_core.data.sources import open_source
+from latentlm_core.data.stream import MediaStream
+from latentlm_core.diffusion import NoiseSchedule, solve, solver_grid
+from latentlm_core.files import write_json
+from latentlm_core.layout import SequenceLayout
+from latentlm_core.models.latent_lm import LatentLM
+from latentlm_core.recipes import lm_recipe, vae_recipe
+from latentlm_core.runtime import evaluating, generator, machine, versions
+from latentlm_core.sampling import LatentLMEngine, Request, SamplerConfig, draw_noise
+from latentlm_core.tokenizers.build import build_tokenizer
+from latentlm_core.training.hardware import autocast_dtype
+
+CPU = torch.device("cpu")
+REPEATS = 5
+STEPS, SCALE, NUM_LATENTS = 20, 2.0, 16
+
+
+class GrowingCache:
+    """Keys and values that are copied at every token."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.stored: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Concatenate."""
+        if layer in self.stored:
+            old_key, old_value = self.stored[layer]
+            key, value = torch.cat([old_key, key], 2), torch.cat([old_value, value], 2)
+        self.stored[layer] = (key, value)
+        return key, value
+
+    def advance(self, num_positions: int) -> None:
+        """Count."""
+        self.length += num_positions
+
+
+def plain_sampling(model: LatentLM, requests: list[Request]) -> Tensor:
+    """The loop that the engine replaces."""
+    noise = draw_noise(requests, model.config.latent_channels, 0).start
+    ids = torch.tensor([r.prompt for r in requests] + [r.unconditional for r in requests])
+    cache: Any = GrowingCache()
+    drawn = []
+    with evaluating(model):
+        x = model.token_embedding(ids)
+        for i in range(NUM_LATENTS):
+            condition = model.head.condition(model.step(x, cache))
+            grid = solver_grid(NoiseSchedule(model.config.head.diffusion), STEPS, "dpmsolver++")
+
+            def predict(x_t: Tensor, step: int, grid: Any = grid, condition: Any = condition):
+                t = torch.full((2 * len(x_t),), grid.timesteps[step])
+                guided, free = model.head(torch.cat([x_t, x_t]), t, condition).chunk(2)
+                return free + SCALE * (guided - free)
+
+            latent = solve(predict, noise[:, i], grid)
+            drawn.append(latent)
+            x = model.latent_embedding(latent.repeat(2, 1)).unsqueeze(1)
+    return torch.stack(drawn, 1)
+
+
+def median_seconds(work: Callable[[], Any]) -> float:
+    """Of some repeats, after one to warm up."""
+    work()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def sampling_rows() -> list[dict[str, Any]]:
+    """Images per second, batch 1 and 64; both loops draw the same latents."""
+    model = build_generator(lm_recipe("mnist").model.complete((4, 4), 16, 11))
+    config = SamplerConfig(num_inference_steps=STEPS, guidance_scale=SCALE)
+    rows = []
+    for batch in (1, 64):
+        requests = [Request((i % 10,), (10,), NUM_LATENTS, i) for i in range(batch)]
+        engine = LatentLMEngine(model, config)
+        torch.testing.assert_close(
+            engine.generate(requests), plain_sampling(model, requests), rtol=1e-3, atol=1e-4
+        )
+        ours = median_seconds(lambda e=engine, r=requests: e.generate(r))
+        plain = median_seconds(lambda r=requests: plain_sampling(model, r))
+        rows.append(_row(f"sampling, batch {batch}", batch / ours, batch / plain))
+    return rows
+
+
+def training_row(folder: Path) -> dict[str, Any]:
+    """Images per second of forward, backward and update, on cached latents and on images."""
+    recipe, vae_config = lm_recipe("mnist"), vae_recipe("mnist").tokenizer
+    vae = build_tokenizer(vae_config)
+    save_tokenizer(folder / "vae", vae, TokenizerExport(tokenizer=vae_config))
+    source, batch = open_source("embedded:shapes"), recipe.data.batch_size
+    encode_source(
+        source,
+        vae,
+        folder / "latents",
+        spec="embedded:shapes",
+        split="train",
+        tokenizer_export=folder / "vae",
+    )
+    latents = LatentSet.open(folder / "latents")
+    stream = LatentStream(latents, recipe.data, 0)
+    model = build_generator(recipe.model.complete((4, 4), 16, stream.null_id + 1))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    cached = stream.batches(0)
+    images = MediaStream(source, 32, batch, 0).batches(0)
+    layout = SequenceLayout.of_images(batch, NUM_LATENTS)
+
+    def update(ids: Tensor, z: Tensor, layout: SequenceLayout) -> None:
+        with torch.autocast("cpu", autocast_dtype("auto", CPU)):
+            loss = model(ids, z, layout, generator("speed")).latent.mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def ours() -> None:
+        ready = next(cached)
+        update(ready.ids, ready.latents, ready.layout)
+
+    def plain() -> None:
+        media = next(images)
+        with torch.no_grad():
+            z = stream.stats.normalise(vae.encode(media.media).sample())
+        ids = torch.zeros(batch, NUM_LATENTS + 1, dtype=torch.int64)
+        update(ids, torch.cat([torch.zeros_like(z[:, :1]), z], 1), layout)
+
+    return _row("training, batch 64", batch / median_seconds(ours), batch / median_seconds(plain))
+
+
+def _row(what: str, ours: float, plain: float) -> dict[str, Any]:
+    return {
+        "what": what,
+        "ours_per_second": round(ours, 2),
+        "plain_per_second": round(plain, 2),
+        "ratio": round(ours / plain, 2),
+    }
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = [*sampling_rows(), training_row(Path(scratch))]
+    report = {"machine": machine(), "versions": versions(), "repeats": REPEATS, "rows": rows}
+    for row in rows:
+        print(row)
+    if len(sys.argv) > 1:
+        write_json(Path(sys.argv[1]), report)
