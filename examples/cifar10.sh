@@ -19,7 +19,8 @@ fi
 RUNS="$LATENTLM_HOME/runs" STATS="$LATENTLM_HOME/cifar10-train-$REFERENCE.npz"
 
 latentlm train-vae --data "$DATA" --out "$RUNS/vae" "${VAE_CHANGES[@]}"
-latentlm tokenize --data "$DATA" --vae "$RUNS/vae" --flip --batch-size 512
+latentlm tokenize --data "$DATA" --vae "$RUNS/vae" --flip --batch-size 512 \
+    --out "$LATENTLM_HOME/latents/cifar10"
 latentlm train-lm --data "$LATENTLM_HOME/latents/cifar10" --out "$RUNS/lm" "${LM_CHANGES[@]}"
 
 [[ -f "$STATS" ]] || latentlm eval stats --data "$DATA" --image-size 32 \

@@ -9,7 +9,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -105,14 +105,14 @@ def _parse(value: str) -> Any:
     try:
         return tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return None if value in ("none", "null") else value
+        return None if value == "null" else value
 
 
 def _sentence(kind: type[Config], item: Any) -> str:
-    path = ".".join(_printable(part) for part in item["loc"]) or "the whole"
+    keys, known = _walk(kind, item["loc"])
+    path = ".".join(_printable(key) for key in keys) or "the whole"
     if item["type"] == "extra_forbidden":
-        known = _keys(kind, item)
-        near = f" ({did_you_mean(str(item['loc'][-1]), known)})" if known else ""
+        near = f" ({did_you_mean(str(keys[-1]), known)})" if known else ""
         return f"unknown key {path}{near}"
     if item["type"] == "missing":
         return f"{path} is missing"
@@ -126,11 +126,28 @@ def _printable(part: object) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def _keys(kind: type[Config], item: Any) -> list[str]:
-    """The keys that are allowed where the unknown one stood."""
-    fields: Any = kind.model_fields
-    for part in item["loc"][:-1]:
-        found = fields.get(part) if isinstance(fields, dict) else None
-        annotation = getattr(found, "annotation", None)
-        fields = getattr(annotation, "model_fields", {})
-    return list(fields)
+def _walk(kind: type[Config], places: tuple[int | str, ...]) -> tuple[list[int | str], list[str]]:
+    """The keys of an error's place without the tags of unions, and what is allowed at its end."""
+    here: list[type[BaseModel]] = [kind]
+    keys: list[int | str] = []
+    for place in places:
+        tagged = [model for model in here if _tag(model) == place]
+        if tagged and len(here) > 1:
+            here = tagged
+            continue
+        keys.append(place)
+        allowed = sorted({name for model in here for name in model.model_fields})
+        fields = [model.model_fields[str(place)] for model in here if place in model.model_fields]
+        here = [model for field in fields for model in _models(field.annotation)]
+    return keys, allowed if places else []
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    field = model.model_fields.get("kind")
+    return field.default if field else None
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The configurations that an annotation names: itself, or the members of a union."""
+    options = get_args(annotation) or (annotation,)
+    return [kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel)]

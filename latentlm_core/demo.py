@@ -8,7 +8,6 @@ second start goes on where the first ended, or only writes the report again.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,25 +36,35 @@ IMAGE_SIZE = 32
 T = TypeVar("T")
 
 
-@dataclass
 class Timer:
-    """Seconds of each stage, kept with the results so that a second start still knows them."""
+    """Seconds of each stage, added up over all starts until the stage is complete.
 
-    path: Path
-    seconds: dict[str, float] = field(default_factory=dict)
+    Args:
+        path: where they are kept.
+    """
 
-    def __post_init__(self) -> None:
-        if self.path.is_file():
-            self.seconds = read_json(self.path)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stages: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
 
-    def run(self, stage: str, work: Callable[[], T]) -> T:
-        """Do the work of a stage; time that a resumed stage took earlier is kept."""
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of each stage."""
+        return {name: round(stage["seconds"], 1) for name, stage in self._stages.items()}
+
+    def run(self, name: str, work: Callable[[], T]) -> T:
+        """Do the work of a stage; a start that finds it complete costs nothing."""
+        stage = self._stages.setdefault(name, {"seconds": 0.0, "is_complete": False})
         start = time.perf_counter()
-        result = work()
-        spent = time.perf_counter() - start
-        self.seconds[stage] = round(max(spent, self.seconds.get(stage, 0.0)), 1)
-        write_json(self.path, self.seconds)
-        return result
+        was_complete = stage["is_complete"]
+        try:
+            result = work()
+            stage["is_complete"] = True
+            return result
+        finally:
+            if not was_complete:
+                stage["seconds"] += time.perf_counter() - start
+                write_json(self._path, self._stages)
 
 
 def demo(

@@ -21,7 +21,10 @@ from pydantic import Field
 from torch import Tensor
 
 from latentlm_core.config import Config
+from latentlm_core.errors import ConfigError
 
+Predict = Callable[[Tensor, int], Tensor]
+"""(x_t, step index i) => the network's output at the grid's timestep i."""
 PredictionType = Literal["v_prediction", "epsilon", "sample"]
 Solver = Literal["dpmsolver++", "ddpm"]
 
@@ -122,10 +125,18 @@ def solver_grid(schedule: NoiseSchedule, num_inference_steps: int, solver: Solve
 
     Args:
         schedule: noise law and prediction type.
-        num_inference_steps: S, from 1 to T.
+        num_inference_steps: S, from 1 to the timestep where sampling starts.
         solver: ``dpmsolver++`` is DPM-Solver++(2M), midpoint form (Lu et al. 2022, Algorithm 2),
             its last step of first order, ending in x0; ``ddpm`` is ancestral sampling.
+
+    Raises:
+        ConfigError: there are not that many distinct timesteps.
     """
+    if not 1 <= num_inference_steps <= schedule.first_timestep:
+        raise ConfigError(
+            f"num_inference_steps is {num_inference_steps}, but this noise law allows 1 to "
+            f"{schedule.first_timestep}."
+        )
     spacing = torch.linspace(0, schedule.first_timestep, num_inference_steps + 1).double()
     times = spacing.round().long().flip(0)[:-1]
     alpha_bar = torch.cat([schedule.alpha_bar[times], torch.ones(1, dtype=torch.float64)])
@@ -138,8 +149,26 @@ def solver_grid(schedule: NoiseSchedule, num_inference_steps: int, solver: Solve
     )
 
 
+def guided(predict: Predict, scale: float) -> Predict:
+    """Classifier-free guidance on the network's output: u + scale * (c - u).
+
+    Args:
+        predict: takes 2 N rows, the conditional ones first, and returns as many.
+        scale: 1 gives the conditional output.
+
+    Returns:
+        a prediction for N rows.
+    """
+
+    def mixed(x: Tensor, i: int) -> Tensor:
+        conditional, unconditional = predict(torch.cat([x, x]), i).chunk(2)
+        return unconditional + scale * (conditional - unconditional)
+
+    return mixed
+
+
 def solve(
-    predict: Callable[[Tensor, int], Tensor],
+    predict: Predict,
     x: Tensor,
     grid: SolverGrid,
     draw: Callable[[int], Tensor] | None = None,

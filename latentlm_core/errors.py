@@ -15,6 +15,9 @@ Anything else that escapes is a bug and keeps its traceback.
 import difflib
 from collections.abc import Iterable
 
+MAX_NAMES = 30
+"""Names that a message lists at most."""
+
 
 class LatentLMError(Exception):
     """Base of every error that is meant for the user.
@@ -73,4 +76,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
     if near:
         return f"Did you mean {' or '.join(near)}?"
-    return f"Known: {', '.join(names)}."
+    rest = len(names) - MAX_NAMES
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"Known: {', '.join(names[:MAX_NAMES])}{more}."

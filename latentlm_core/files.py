@@ -3,6 +3,8 @@
 Everything is written under a temporary name in the same folder, synced and renamed; safetensors
 are read with their header checked against the file's size; a folder that a process writes is
 locked for as long as that process lives.
+
+The names of the files in an export stand here too, because every floor knows them.
 """
 
 import hashlib
@@ -10,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,13 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from latentlm_core.errors import ArtifactError, BusyError, CorruptFileError
+
+CONFIG_FILE = "config.json"
+"""What an export is: kind, format version, configuration."""
+WEIGHTS_FILE = "model.safetensors"
+"""Its weights."""
+TOKENIZER_FOLDER = "tokenizer"
+"""The export of the tokenizer, inside that of a generator and inside a latent set."""
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -31,7 +40,10 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        mode = part.stat().st_mode  # what the user's umask says; safetensors writes 0600
         write(part)
+        part.chmod(mode)
         _sync(part)
         os.replace(part, path)
         _sync(path.parent)
@@ -39,7 +51,8 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ArtifactError(f"{path} cannot be written: {reason}.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,6 +82,9 @@ def write_safetensors(
 def write_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path``, synced as a whole, when the block ends well.
 
+    A folder that is there is moved aside first, for two renames are what a file system offers: a
+    process that is killed between them leaves it beside ``path``, as ``.NAME.PID.old``.
+
     Raises:
         ArtifactError: the file system refused; ``path`` is as before.
     """
@@ -81,10 +97,7 @@ def write_folder(path: Path) -> Iterator[Path]:
             _sync(entry)
         _sync(part)
         if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            os.replace(path, old)
-            os.replace(part, path)
-            shutil.rmtree(old)
+            _swap(part, path)
         else:
             os.replace(part, path)
         _sync(path.parent)
@@ -172,6 +185,18 @@ def _save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 def _write_bytes(path: Path, content: bytes) -> None:
     path.write_bytes(content)
+
+
+def _swap(part: Path, path: Path) -> None:
+    """Put ``part`` in the place of the folder ``path``, or leave that where it is."""
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    os.replace(path, old)
+    try:
+        os.replace(part, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from latentlm_core.diffusion import DiffusionConfig, NoiseSchedule, solve, solver_grid
+from latentlm_core.errors import ConfigError
 
 STEP_COUNTS = (1, 3, 5, 10, 20, 50)
 
@@ -100,6 +101,18 @@ def test_lambda_clip_starts_epsilon_where_alpha_is_usable():
     first = clipped.first_timestep
     assert log_snr[first] >= -5.1 > log_snr[first + 1]
     assert schedule("v_prediction", "auto").first_timestep == 999
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
+def test_steps_that_would_repeat_a_timestep_are_refused(prediction_type):
+    """A repeated timestep divides by a step of zero; the result was NaN, the image black."""
+    noise_law = schedule(prediction_type, "auto")
+    most = noise_law.first_timestep
+    grid = solver_grid(noise_law, most, "dpmsolver++")
+    assert all(math.isfinite(c) for column in (grid.state, grid.estimate) for c in column)
+    for num_steps in (0, most + 1):
+        with pytest.raises(ConfigError, match=f"allows 1 to {most}"):
+            solver_grid(noise_law, num_steps, "dpmsolver++")
 
 
 def test_only_ancestral_sampling_is_stochastic_and_its_last_step_is_not():

@@ -1,5 +1,7 @@
 """Batches of sequences out of latent sets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,24 @@ def test_a_learned_posterior_is_drawn_with_its_own_variance(tmp_path):
     assert latents.read([0]).log_variance is not None
     values = torch.cat([stream.batch(number).latents[:, 1:] for number in range(10)])
     assert values.std().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_nothing_held_out_is_no_batch(latents):
+    """torch.split of nothing is one empty piece, which once became an empty batch."""
+    stream = LatentStream(latents, CONFIG.model_copy(update={"held_out": 0.0}), seed=0)
+    assert list(stream.held_out()) == []
+
+
+def test_an_example_without_a_label_trains_the_null_class(latents, monkeypatch):
+    read = LatentSet.read
+
+    def unlabelled(self, *arguments):
+        records = read(self, *arguments)
+        return replace(records, labels=torch.full_like(records.labels, -1))
+
+    monkeypatch.setattr(LatentSet, "read", unlabelled)
+    batch = LatentStream(latents, CONFIG, seed=0).batch(0)
+    assert (batch.ids[:, 0] == 4).all()
 
 
 def test_a_set_smaller_than_a_batch_is_refused_in_a_sentence(latents):

@@ -64,8 +64,29 @@ def test_all_problems_are_named_at_once():
         lm_recipe("mnist", ["optimizer.lrr=1", "trainer.total_steps=many", "data.batch_size=0"])
     message = str(caught.value)
     assert "optimizer.lrr (Did you mean lr?)" in message
+    with pytest.raises(
+        ConfigError, match=r"model\.backbone\.hiden_size \(Did you mean hidden_size"
+    ):
+        lm_recipe("mnist", ["model.backbone.hiden_size=8"])
     assert "trainer.total_steps" in message
     assert "data.batch_size" in message
+
+
+@pytest.mark.parametrize("change", ["model.hidden_size=10", "model.num_heads=5", "model.kind=gan"])
+def test_an_impossible_network_is_refused_in_a_sentence(change):
+    with pytest.raises(ConfigError, match="recipe dit-mnist: model"):
+        lm_recipe("dit-mnist", [change])
+
+
+def test_the_posterior_can_be_switched_off_by_name():
+    """`none` once became null, so this kind could not be set from the command line."""
+    recipe = vae_recipe("mnist", ["tokenizer.posterior.kind=none"])
+    assert recipe.tokenizer.posterior.kind == "none"
+
+
+def test_an_unknown_key_inside_a_union_gets_its_near_names():
+    with pytest.raises(ConfigError, match=r"model\.backbone\.hiden_size .Did you mean hidden"):
+        lm_recipe("mnist", ["model.backbone.hiden_size=8"])
 
 
 def test_an_unknown_recipe_names_the_near_ones():

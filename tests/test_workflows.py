@@ -1,6 +1,7 @@
 """The whole path on drawn shapes, as the commands walk it, and what bad input gets."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from latentlm_core import workflows
 from latentlm_core.data.sources import open_source
-from latentlm_core.errors import ArtifactError, DataError, LatentLMError
+from latentlm_core.errors import ArtifactError, ConfigError, DataError, LatentLMError
 from latentlm_core.evaluation.classifier import train_classifier
 from latentlm_core.files import sha256_file
 
@@ -98,6 +99,54 @@ def test_an_interrupted_sampling_goes_on(home, tmp_path):
     )
 
 
+def test_asking_for_fewer_forgets_no_sample(home, tmp_path):
+    """A second, smaller request once left 6 images with 2 rows, and evaluation without labels."""
+    for count in (6, 2):
+        workflows.sample(num_samples=count, out=tmp_path / "s", device="cpu")
+    rows = (tmp_path / "s" / "samples.jsonl").read_text().splitlines()
+    assert len(rows) == len(png_hashes(tmp_path / "s")) == 6
+
+
+def test_settings_give_folders_of_their_own(home):
+    folders = {
+        workflows.sample(num_samples=1, dry_run=True, device="cpu", **settings).files["samples"]
+        for settings in (
+            {},
+            {"guidance_schedule": "linear"},
+            {"solver": "ddpm"},
+            {"num_inference_steps": 3},
+            {"guidance_scale": 4.0},
+            {"seed": 1},
+            {"classes": ["circle"]},
+        )
+    }
+    assert len(folders) == 7
+
+
+def test_a_hub_model_is_found_in_the_hub_cache(home, tmp_path, monkeypatch):
+    """The layout that huggingface_hub keeps: models--ORG--NAME/snapshots/REVISION."""
+    revision = "0" * 40
+    cache = tmp_path / "hub"
+    repository = cache / "models--someone--shapes"
+    shutil.copytree(home / "runs/lm-embedded-shapes/export", repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    drawn = workflows.sample(
+        model="someone/shapes", num_samples=2, out=tmp_path / "s", device="cpu"
+    )
+    assert drawn.figures["samples"] == 2
+    assert "someone--shapes" in drawn.figures["model"]
+
+
+def test_results_are_found_in_the_workspace_by_the_names_of_the_design_card(home, tmp_path):
+    for spec in ("runs/lm-embedded-shapes", "lm-embedded-shapes"):
+        plan = workflows.sample(model=spec, dry_run=True, device="cpu")
+        assert plan.figures["model"] == str(home / "runs/lm-embedded-shapes/export")
+    assert workflows.train_lm(data="latents/embedded-shapes", dry_run=True, device="cpu")
+
+
 def test_a_folder_of_other_samples_is_refused(home, tmp_path):
     workflows.sample(num_samples=2, out=tmp_path / "s", seed=1, device="cpu")
     with pytest.raises(ArtifactError, match=r"other settings \(seed differ"):
@@ -172,6 +221,8 @@ def test_bad_input_gets_a_sentence(home, tmp_path):
         workflows.sample(classes=["7"], device="cpu")
     with pytest.raises(DataError, match="Did you mean circle"):
         workflows.sample(classes=["circel"], device="cpu")
+    with pytest.raises(ConfigError, match="allows 1 to 999"):
+        workflows.sample(num_inference_steps=1000, device="cpu")
     with pytest.raises(ArtifactError, match="neither a run, an export nor a hub id"):
         workflows.sample(model=str(tmp_path), device="cpu")
     with pytest.raises(LatentLMError, match="no latentset"):

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import count
 
 import torch
@@ -99,6 +100,7 @@ class LatentStream:
         num_held_out = min(int(len(latents) * config.held_out), 2048)
         self._held_out = order[:num_held_out].sort().values
         self._train = order[num_held_out:].sort().values
+        self._order = lru_cache(maxsize=2)(self._permutation)
         if self.num_classes == 0:
             raise DataError(
                 f"The latent set {latents.manifest.name} has no classes, which a "
@@ -117,8 +119,9 @@ class LatentStream:
 
     def batches(self, start: int) -> Iterator[SequenceBatch]:
         """Batches start, start + 1, ... without end."""
-        if not self.read_ahead:
-            yield from map(self.batch, count(start))
+        yield from self._ahead(start) if self.read_ahead else map(self.batch, count(start))
+
+    def _ahead(self, start: int) -> Iterator[SequenceBatch]:
         with ThreadPoolExecutor(max_workers=1) as reader:
             waiting = deque(reader.submit(self.batch, start + k) for k in range(self.read_ahead))
             for number in count(start + self.read_ahead):
@@ -136,6 +139,8 @@ class LatentStream:
 
     def held_out(self) -> Iterator[SequenceBatch]:
         """The validation batches: plain variants, no dropped labels, fixed draws."""
+        if not len(self._held_out):
+            return
         for number, indices in enumerate(torch.split(self._held_out, self.config.batch_size)):
             source = generator(self.seed, "held-out batch", number)
             yield self._draw(indices.tolist(), 0, source, label_drop=0.0)
@@ -143,13 +148,11 @@ class LatentStream:
     def _example(self, place: int) -> int:
         """Which example stands at a place of the endless, epoch by epoch shuffled sequence."""
         epoch, position = divmod(place, len(self._train))
-        if self._permutation_of != epoch:
-            order = torch.randperm(len(self._train), generator=generator(self.seed, "order", epoch))
-            self._permutation, self._permutation_of = self._train[order], epoch
-        return int(self._permutation[position])
+        return int(self._order(epoch)[position])
 
-    _permutation: Tensor
-    _permutation_of: int = -1
+    def _permutation(self, epoch: int) -> Tensor:
+        order = torch.randperm(len(self._train), generator=generator(self.seed, "order", epoch))
+        return self._train[order]
 
     def _draw(
         self,
@@ -162,9 +165,10 @@ class LatentStream:
         raw = self.latents.posterior.draw(records.mean, records.log_variance, source)
         latents = self.stats.normalise(raw)
         dropped = torch.rand(len(indices), generator=source) < label_drop
+        unlabelled = records.labels < 0
         batch, num_latents, channels = latents.shape
         ids = torch.zeros(batch, num_latents + 1, dtype=torch.int64)
-        ids[:, 0] = torch.where(dropped, self.null_id, records.labels)
+        ids[:, 0] = torch.where(dropped | unlabelled, self.null_id, records.labels)
         start = latents.new_zeros(batch, 1, channels)
         return SequenceBatch(
             ids,

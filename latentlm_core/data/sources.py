@@ -33,6 +33,7 @@ __all__ = [
     "open_source",
     "open_with_held_out",
     "resolve_class",
+    "spread",
 ]
 
 NAMES = ("mnist", "cifar10", "imagenet", "embedded:shapes", "folder:PATH", "hf:ORG/NAME")
@@ -79,6 +80,16 @@ def hold_out(source: Source, every: int = 20) -> tuple[Source, Source]:
     held = range(0, len(source), every)
     kept = [index for index in range(len(source)) if index % every]
     return Subset(source, kept), Subset(source, held)
+
+
+def spread(source: Source, count: int | None) -> Source:
+    """``count`` examples from all over a source, evenly spaced: many sources are sorted by class.
+
+    All of it where ``count`` is None or not less than its length.
+    """
+    if count is None or count >= len(source):
+        return source
+    return Subset(source, [place * len(source) // count for place in range(count)])
 
 
 class Subset:

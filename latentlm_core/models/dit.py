@@ -7,44 +7,70 @@ noise law, the solver, the trainer and the latent sets with LatentLM.
 Axes: B images, T latent positions (height * width), C latent channels, D hidden.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from latentlm_core.config import Config
-from latentlm_core.diffusion import DiffusionConfig, NoiseSchedule, SolverGrid, solve
+from latentlm_core.diffusion import DiffusionConfig, NoiseSchedule, SolverGrid, guided, solve
+from latentlm_core.errors import ConfigError
 from latentlm_core.layout import AttentionMask
 from latentlm_core.models.heads import FinalLayer
 from latentlm_core.nn.attention import Attention
 from latentlm_core.nn.layers import RMSNorm, SwiGLU, TimestepEmbedding, modulate, zero_init
 
 
-class DiTConfig(Config):
-    """A DiT over a grid of latents."""
+class DiTSize(Config):
+    """A DiT before its latents and classes are known."""
 
     kind: Literal["dit"] = "dit"
     """Which network this configures."""
     hidden_size: int = Field(ge=4, multiple_of=4)
-    """D."""
+    """D, a multiple of 4 (positions) and of num_heads."""
     num_layers: int = Field(ge=1)
     """Number of blocks."""
     num_heads: int = Field(ge=1)
     """Attention heads; must divide hidden_size."""
     intermediate_size: int = Field(ge=1)
     """Width of the gated feed-forward."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in each norm."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """The noise law."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} must divide hidden_size {self.hidden_size}"
+            )
+        return self
+
+    def complete(self, grid: tuple[int, ...], channels: int, vocab_size: int) -> "DiTConfig":
+        """The model for latents of a grid (height, width) and C channels.
+
+        Raises:
+            ConfigError: the latents are no image's.
+        """
+        if len(grid) != 2:
+            raise ConfigError("A DiT takes images, whose latents have a height and a width.")
+        return DiTConfig(
+            **dict(self), grid=(grid[0], grid[1]), latent_channels=channels, vocab_size=vocab_size
+        )
+
+
+class DiTConfig(DiTSize):
+    """A DiT over a grid of latents."""
+
     grid: tuple[int, int]
     """Height and width of the latents."""
     latent_channels: int = Field(ge=1)
     """C."""
     vocab_size: int = Field(ge=1)
     """Classes and one null class."""
-    norm_eps: float = 1e-6
-    """Added to the mean square in each norm."""
-    diffusion: DiffusionConfig = DiffusionConfig()
-    """The noise law."""
 
 
 class DiTBlock(nn.Module):
@@ -142,19 +168,15 @@ class DiT(nn.Module):
         Returns:
             (B, T, C) float32 latents.
         """
-        guided = labels.shape[0] == 2 * noise.shape[0]
         classes = self.token_embedding(labels)
         times = self.timestep_embedding(torch.tensor(grid.timesteps, device=labels.device))
 
         def predict(x_t: Tensor, i: int) -> Tensor:
-            rows = torch.cat([x_t, x_t]) if guided else x_t
-            output = self.denoise(rows.to(classes.dtype), times[i] + classes).float()
-            if not guided:
-                return output
-            conditional, unconditional = output.chunk(2)
-            return unconditional + guidance_scale * (conditional - unconditional)
+            return self.denoise(x_t.to(classes.dtype), times[i] + classes).float()
 
         draw = None if fresh_noise is None else fresh_noise.__getitem__
+        if labels.shape[0] == 2 * noise.shape[0]:
+            return solve(guided(predict, guidance_scale), noise, grid, draw)
         return solve(predict, noise, grid, draw)
 
 

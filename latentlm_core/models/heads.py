@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentlm_core.config import Config
-from latentlm_core.diffusion import DiffusionConfig, NoiseSchedule, SolverGrid, solve
+from latentlm_core.diffusion import DiffusionConfig, NoiseSchedule, SolverGrid, guided, solve
 from latentlm_core.nn.layers import RMSNorm, SwiGLU, TimestepEmbedding, modulate, zero_init
 
 
@@ -149,7 +149,7 @@ class DiffusionHead(nn.Module):
         noise: Tensor,
         grid: SolverGrid,
         t_embeddings: Tensor,
-        guidance_scale: Tensor | float = 1.0,
+        guidance_scale: float = 1.0,
         fresh_noise: Tensor | None = None,
     ) -> Tensor:
         """Draw latents.
@@ -165,15 +165,11 @@ class DiffusionHead(nn.Module):
         Returns:
             (N, C) float32 latents.
         """
-        guided = condition.shape[0] == 2 * noise.shape[0]
 
         def predict(x_t: Tensor, i: int) -> Tensor:
-            rows = torch.cat([x_t, x_t]) if guided else x_t
-            output = self.denoise(rows.to(condition.dtype), t_embeddings[i], condition).float()
-            if not guided:
-                return output
-            conditional, unconditional = output.chunk(2)
-            return unconditional + guidance_scale * (conditional - unconditional)
+            return self.denoise(x_t.to(condition.dtype), t_embeddings[i], condition).float()
 
         draw = None if fresh_noise is None else fresh_noise.__getitem__
+        if condition.shape[0] == 2 * noise.shape[0]:
+            return solve(guided(predict, guidance_scale), noise, grid, draw)
         return solve(predict, noise, grid, draw)

@@ -23,8 +23,8 @@ from latentlm_core.nn.attention import KVCache
 from latentlm_core.nn.layers import RMSNorm
 
 
-class LatentLMConfig(Config):
-    """A LatentLM."""
+class LatentLMSize(Config):
+    """A LatentLM before its latents and tokens are known."""
 
     kind: Literal["latent-lm"] = "latent-lm"
     """Which network this configures."""
@@ -32,6 +32,15 @@ class LatentLMConfig(Config):
     """The causal Transformer."""
     head: DiffusionHeadConfig
     """The diffusion head."""
+
+    def complete(self, grid: tuple[int, ...], channels: int, vocab_size: int) -> "LatentLMConfig":
+        """The model for latents of C channels; a sequence takes any ``grid``."""
+        return LatentLMConfig(**dict(self), latent_channels=channels, vocab_size=vocab_size)
+
+
+class LatentLMConfig(LatentLMSize):
+    """A LatentLM."""
+
     latent_channels: int = Field(ge=1)
     """C."""
     vocab_size: int = Field(ge=1)

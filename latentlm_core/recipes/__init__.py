@@ -6,12 +6,10 @@ from pathlib import Path
 from latentlm_core.config import C, build, override, read_config_file
 from latentlm_core.errors import ConfigError, did_you_mean
 from latentlm_core.recipes.presets import LM_RECIPES, VAE_RECIPES
-from latentlm_core.recipes.schema import DiTSize, LatentLMSize, LMRecipe, VAERecipe
+from latentlm_core.recipes.schema import LMRecipe, VAERecipe
 
 __all__ = [
-    "DiTSize",
     "LMRecipe",
-    "LatentLMSize",
     "VAERecipe",
     "lm_recipe",
     "lm_recipe_names",

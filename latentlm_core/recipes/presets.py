@@ -3,15 +3,11 @@
 from collections.abc import Mapping
 
 from latentlm_core.data.packing import LatentDataConfig
+from latentlm_core.models.dit import DiTSize
 from latentlm_core.models.heads import DiffusionHeadConfig
+from latentlm_core.models.latent_lm import LatentLMSize
 from latentlm_core.models.transformer import TransformerConfig
-from latentlm_core.recipes.schema import (
-    DiTSize,
-    ImageDataConfig,
-    LatentLMSize,
-    LMRecipe,
-    VAERecipe,
-)
+from latentlm_core.recipes.schema import ImageDataConfig, LMRecipe, VAERecipe
 from latentlm_core.recipes.sizes import PUBLISHED_SIZES, dit_size, latent_lm_size
 from latentlm_core.sampling import SamplerConfig
 from latentlm_core.tokenizers.conv import ConvConfig
@@ -28,6 +24,7 @@ def _published_run(model: LatentLMSize | DiTSize) -> LMRecipe:
     """ImageNet at 256: 2,048 sequences a step, 250,000 steps (facts.md 2.3)."""
     return LMRecipe(
         model=model,
+        loss=LMLossConfig(latent_weight=1.0),
         data=LatentDataConfig(batch_size=256),
         trainer=TrainerConfig(total_steps=250_000, accumulate=8, save_every=5_000, log_every=100),
         optimizer=OptimizerConfig(lr=5e-4),
@@ -119,14 +116,18 @@ LM_RECIPES: Mapping[str, LMRecipe] = {
         sampler=SamplerConfig(guidance_scale=2.0),
     ),
     "dit-mnist": LMRecipe(
-        model=dit_size(256, 6, 4),
+        model=DiTSize(hidden_size=192, num_layers=5, num_heads=3, intermediate_size=512),
+        loss=LMLossConfig(latent_weight=1.0),
         data=LatentDataConfig(batch_size=64),
-        trainer=TrainerConfig(total_steps=1500, save_every=500, log_every=25, ema_decay=0.995),
-        optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95)),
+        trainer=TrainerConfig(
+            total_steps=600, save_every=300, validate_every=150, log_every=15, ema_decay=0.99
+        ),
+        optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
         sampler=SamplerConfig(guidance_scale=2.0),
     ),
     "cifar10": LMRecipe(
         model=latent_lm_size(512, 12, 8, 4, 6),
+        loss=LMLossConfig(latent_weight=1.0),
         data=LatentDataConfig(batch_size=256),
         trainer=TrainerConfig(total_steps=60_000, save_every=2_000, ema_decay=0.9999),
         optimizer=OptimizerConfig(lr=5e-4, betas=(0.9, 0.95), warmup_steps=1000),

@@ -6,9 +6,10 @@ in the depth of the head and the width of the feed-forward.
 
 from collections.abc import Mapping
 
+from latentlm_core.models.dit import DiTSize
 from latentlm_core.models.heads import DiffusionHeadConfig
+from latentlm_core.models.latent_lm import LatentLMSize
 from latentlm_core.models.transformer import TransformerConfig
-from latentlm_core.recipes.schema import DiTSize, LatentLMSize
 
 
 def feed_forward_width(hidden_size: int, mlp_ratio: int) -> int:

@@ -59,28 +59,34 @@ class Drawing:
     def images(
         self, engine: Engine, labels: Sequence[int], indices: Sequence[int], seed: int
     ) -> Images:
-        """The samples of the given indices.
+        """Some samples of a set.
 
         Args:
             engine: of the generator.
-            labels: the class of every sample there is.
-            indices: which of them to draw.
+            labels: the class of each sample.
+            indices: the index of each.
             seed: of the whole set; a sample's own follows from it and its index.
 
         Returns:
             uint8 (len(indices), H, W, 3).
+
+        Raises:
+            ArtifactError: the model drew values that are not finite.
         """
         config = self.loaded.config
         requests = [
             Request(
-                prompt=(labels[index],),
+                prompt=(label,),
                 unconditional=(len(config.classes),),
                 num_latents=config.num_latents,
                 seed=derive_seed(seed, "sample", index),
             )
-            for index in indices
+            for label, index in zip(labels, indices, strict=True)
         ]
         device = next(self.tokenizer.parameters()).device
-        raw = config.stats.denormalise(engine.generate(requests)).to(device)
+        latents = engine.generate(requests)
+        if not latents.isfinite().all():
+            raise ArtifactError(f"{self.loaded.folder} drew latents that are not finite.")
+        raw = config.stats.denormalise(latents).to(device)
         with evaluating(self.tokenizer):
             return to_images(self.tokenizer.decode(raw, config.grid))

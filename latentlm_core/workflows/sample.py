@@ -5,30 +5,23 @@ size, and asking for more later only adds files. A folder remembers its settings
 command goes on where it was interrupted and another one is refused.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from latentlm_core.artifacts import LoadedGenerator, load_generator
 from latentlm_core.config import build
-from latentlm_core.data.media import image_grid, read_image, write_png
+from latentlm_core.data.media import write_png
 from latentlm_core.data.sources import resolve_class
 from latentlm_core.diffusion import Solver
-from latentlm_core.errors import ArtifactError
-from latentlm_core.evaluation.npz import write_arrays
-from latentlm_core.files import locked, read_json, write_file, write_json, write_text
+from latentlm_core.files import locked
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
 from latentlm_core.runtime import resolve_device
 from latentlm_core.sampling import Engine, SamplerConfig, make_engine
 from latentlm_core.workflows.drawing import Drawing
+from latentlm_core.workflows.sample_folder import SampleFolder
 from latentlm_core.workflows.workspace import EXPORT, find_export, slug, workspace
-
-MAX_GRID = 256
-"""Samples that the grid shows at most."""
 
 
 def sample(
@@ -79,35 +72,41 @@ def sample(
     config = sampler_config(
         loaded.config.sampler, guidance_scale, guidance_schedule, num_inference_steps, solver
     )
-    labels = sample_labels(loaded.config.classes, classes, num_samples)
-    folder = out or workspace() / "samples" / _name(loaded, classes, config, seed)
-    figures: dict[str, Any] = {
-        "samples": len(labels),
-        "model": str(loaded.folder),
-        "guidance_scale": config.guidance_scale,
-        "steps": config.num_inference_steps,
-        "seed": seed,
-    }
-    details = {
-        "model": str(loaded.folder),
+    labels = [resolve_class(loaded.config.classes, word) for word in classes]
+    count = num_samples * max(1, len(labels))
+    settings = {
         "model_sha256": loaded.sha256,
         "data": loaded.config.provenance.get("data"),
         "classes": list(classes),
         "seed": seed,
         "sampler": config.to_dict(),
     }
-    files = {"samples": str(folder)}
+    folder = SampleFolder(
+        out or workspace() / "samples" / _name(model, loaded, classes, config, seed),
+        settings,
+        loaded.config.classes,
+        labels or range(len(loaded.config.classes)),
+    )
+    figures: dict[str, Any] = {
+        "samples": count,
+        "model": str(loaded.folder),
+        "guidance_scale": config.guidance_scale,
+        "steps": config.num_inference_steps,
+        "seed": seed,
+    }
+    files = {"samples": str(folder.path)}
+    details = {"model": str(loaded.folder), **settings}
+    engine = make_engine(loaded.model, config)
     if dry_run:
         return Result("Plan of samples", figures, files, details)
-    engine = make_engine(loaded.model, config)
     drawing = Drawing.of(loaded, vae, where, progress)
-    with locked(folder):
-        _claim(folder, details)
-        _draw_missing(folder, drawing, engine, labels, seed, batch_size, progress)
-        _write_records(folder, loaded, labels, details)
-        files |= _draw_grid(folder, labels)
+    with locked(folder.path):
+        folder.claim()
+        folder.write_rows(count)
+        _draw_missing(folder, drawing, engine, count, seed, batch_size, progress)
+        files["grid"] = str(folder.draw_grid(count))
         if npz:
-            files["npz"] = str(_write_npz(folder, labels))
+            files["npz"] = str(folder.write_npz(count))
     return Result("Samples drawn", figures, files, details)
 
 
@@ -133,101 +132,44 @@ def sampler_config(
     return build(SamplerConfig, default.to_dict() | given, "sampling")
 
 
-def sample_labels(known: Sequence[str], classes: Sequence[str], num_samples: int) -> list[int]:
-    """The class of each sample: the named ones in turn, so that every prefix is balanced.
-
-    Raises:
-        DataError: a class is unknown.
-    """
-    if classes:
-        labels = [resolve_class(known, word) for word in classes]
-        return labels * num_samples
-    return [index % len(known) for index in range(num_samples)]
-
-
 def _draw_missing(
-    folder: Path,
+    folder: SampleFolder,
     drawing: Drawing,
     engine: Engine,
-    labels: Sequence[int],
+    count: int,
     seed: int,
     batch_size: int,
     progress: Progress,
 ) -> None:
     """Draw the samples whose files are not there yet; a file appears when it is whole."""
-    missing = [index for index in range(len(labels)) if not _path(folder, index).is_file()]
-    done = len(labels) - len(missing)
-    with progress.bar("sampling", len(labels), "images", done) as bar:
+    missing = folder.missing(count)
+    with progress.bar("sampling", count, "images", count - len(missing)) as bar:
         for start in range(0, len(missing), batch_size):
             indices = missing[start : start + batch_size]
+            labels = [folder.label(index) for index in indices]
             images = drawing.images(engine, labels, indices, seed)
             for index, image in zip(indices, images, strict=True):
-                write_png(_path(folder, index), image)
+                write_png(folder.image(index), image)
             bar.advance(len(indices))
 
 
-def _claim(folder: Path, details: dict[str, Any]) -> None:
-    """Take a folder for these settings; samples of other settings never mix with them."""
-    path = folder / "settings.json"
-    wanted = {name: value for name, value in details.items() if name != "model"}
-    if path.exists():
-        found = read_json(path)
-        if found != wanted:
-            differing = [name for name in wanted if found.get(name) != wanted[name]]
-            raise ArtifactError(
-                f"{folder} holds samples of other settings ({', '.join(differing)} differ).",
-                hint="Use another --out.",
-            )
-    elif any(folder.glob("*.png")):
-        raise ArtifactError(f"{folder} holds images that are not ours.", hint="Use another --out.")
-    write_json(path, wanted)
-
-
-def _write_records(
-    folder: Path, loaded: LoadedGenerator, labels: Sequence[int], details: dict[str, Any]
-) -> None:
-    rows = [
-        {
-            "file": _path(folder, index).name,
-            "index": index,
-            "class": label,
-            "class_name": loaded.config.classes[label],
-            **{name: value for name, value in details.items() if name != "classes"},
-        }
-        for index, label in enumerate(labels)
+def _name(
+    model: str | None,
+    loaded: LoadedGenerator,
+    classes: Sequence[str],
+    config: SamplerConfig,
+    seed: int,
+) -> str:
+    """A folder name that says what differs between sets of samples."""
+    run = loaded.folder.parent if loaded.folder.name == EXPORT else loaded.folder
+    default = SamplerConfig()
+    parts = [
+        slug(model) if model and not run.is_relative_to(workspace()) else slug(run.name),
+        f"class-{slug('-'.join(classes)) if classes else 'all'}",
+        f"cfg{config.guidance_scale:g}",
+        config.guidance_schedule if config.guidance_schedule != default.guidance_schedule else "",
+        f"steps{config.num_inference_steps}",
+        config.solver if config.solver != default.solver else "",
+        f"seed{seed}",
     ]
-    write_text(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _draw_grid(folder: Path, labels: Sequence[int]) -> dict[str, str]:
-    """A grid with one column a class, if there are several and they fit, else near a square."""
-    shown = min(len(labels), MAX_GRID)
-    images = [read_image(_path(folder, index), str(_path(folder, index))) for index in range(shown)]
-    num_classes = len(set(labels))
-    columns = num_classes if 1 < num_classes <= 20 else max(1, round(shown**0.5))
-    path = folder / "grid.png"
-    write_png(path, image_grid(images, columns))
-    return {"grid": str(path)}
-
-
-def _write_npz(folder: Path, labels: Sequence[int]) -> Path:
-    """ADM's layout: arr_0 uint8 (N, H, W, 3), arr_1 int64 (N,)."""
-    paths = [_path(folder, index) for index in range(len(labels))]
-    images = np.stack([read_image(path, str(path)) for path in paths])
-    arrays: dict[str, np.ndarray[Any, Any]] = {"arr_0": images, "arr_1": np.array(labels)}
-    target = folder / "samples.npz"
-    write_file(target, lambda part: write_arrays(part, arrays))
-    return target
-
-
-def _path(folder: Path, index: int) -> Path:
-    return folder / f"{index:06d}.png"
-
-
-def _name(loaded: LoadedGenerator, classes: Sequence[str], config: SamplerConfig, seed: int) -> str:
-    folder = loaded.folder.parent if loaded.folder.name == EXPORT else loaded.folder
-    named = slug("-".join(classes)) if classes else "all"
-    scale = f"{config.guidance_scale:g}"
-    return (
-        f"{slug(folder.name)}-class-{named}-cfg{scale}-steps{config.num_inference_steps}-seed{seed}"
-    )
+    return "-".join(part for part in parts if part)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from latentlm_core.artifacts import (
     Generator,
     GeneratorExport,
@@ -22,8 +24,15 @@ from latentlm_core.runtime import resolve_device, seeded_init
 from latentlm_core.training.lm_task import DiTTask, LMLossConfig, LMTask
 from latentlm_core.training.runlog import read_metrics
 from latentlm_core.training.trainer import Trainer
-from latentlm_core.workflows.train_vae import decisive, run_provenance, validation_figures
-from latentlm_core.workflows.workspace import EXPORT, find_latents, slug, workspace
+from latentlm_core.workflows.runs import (
+    decisive,
+    default_recipe,
+    is_exported,
+    provenance,
+    run_name,
+    validation_figures,
+)
+from latentlm_core.workflows.workspace import EXPORT, find_latents, workspace
 
 READ_AHEAD = 4
 """Batches that are made while a GPU computes."""
@@ -57,16 +66,16 @@ def train_lm(
     Raises:
         LatentLMError: anything that the user can mend.
     """
-    latents = LatentSet.open(find_latents(data, progress))
+    latents = LatentSet.open(find_latents(data, progress), verify=not dry_run)
     manifest = latents.manifest
-    chosen = recipe or _default_recipe(manifest.data, progress)
+    chosen = recipe or default_recipe(manifest.data, lm_recipe_names(), "latentlm-l", progress)
     config = lm_recipe(chosen, overrides)
-    folder = out or workspace() / "runs" / _run_name(manifest.name, recipe)
+    folder = out or workspace() / "runs" / run_name("lm", manifest.name, recipe)
     where = resolve_device(device)
     read_ahead = READ_AHEAD if where.type == "cuda" else 0
     stream = LatentStream(latents, config.data, config.trainer.seed, read_ahead)
     size = config.model.complete(manifest.grid, manifest.latent_channels, stream.null_id + 1)
-    with seeded_init("generator", config.trainer.seed):
+    with seeded_init("generator", config.trainer.seed), torch.device("meta" if dry_run else "cpu"):
         model = build_generator(size)
     plan = _plan(config, model, latents)
     if dry_run:
@@ -88,41 +97,28 @@ def train_lm(
         {"origin": origin, "recipe": decisive(config)},
         progress,
     ).run()
-    write_json(folder / "config.json", {"origin": origin, "recipe": config.to_dict()})
-
-    provenance = run_provenance(manifest.data, chosen, config.to_dict(), result, where)
-    export = GeneratorExport(
-        model=size,
-        stats=stream.stats,
-        grid=manifest.grid,
-        classes=manifest.classes,
-        tokenizer_sha256=manifest.tokenizer_sha256,
-        sampler=config.sampler,
-        provenance=provenance,
-    )
-    save_generator(folder / EXPORT, model, export, latents.folder / TOKENIZER)
+    story = provenance(manifest.data, chosen, config.to_dict(), result, where)
     curves = folder / "curves.png"
-    loss_curves(read_metrics(result.metrics_path), curves)
+    if not is_exported(result, folder):
+        write_json(folder / "config.json", {"origin": origin, "recipe": config.to_dict()})
+        export = GeneratorExport(
+            model=size,
+            stats=stream.stats,
+            grid=manifest.grid,
+            classes=manifest.classes,
+            tokenizer_sha256=manifest.tokenizer_sha256,
+            sampler=config.sampler,
+            provenance=story,
+        )
+        save_generator(folder / EXPORT, model, export, latents.folder / TOKENIZER)
+        loss_curves(read_metrics(result.metrics_path), curves)
     figures = {"step": result.step, **plan, **validation_figures(result)}
     files = {
         "export": str(folder / EXPORT),
         "curves": str(curves),
         "log": str(result.metrics_path),
     }
-    return Result(f"{size.kind} trained", figures, files, provenance)
-
-
-def _default_recipe(data: str, progress: Progress) -> str:
-    """The recipe named like the data that the latents are of, else the paper's L."""
-    name = data.partition(":")[0]
-    known = {"embedded": "tiny"} | {recipe: recipe for recipe in lm_recipe_names()}
-    chosen = known.get(name, "latentlm-l")
-    progress.note(f"Using the recipe {chosen}")
-    return chosen
-
-
-def _run_name(latents: str, recipe: str | None) -> str:
-    return f"lm-{slug(latents)}" + (f"-{slug(Path(recipe).stem)}" if recipe else "")
+    return Result(f"{size.kind} trained", figures, files, story)
 
 
 def _task(model: Generator, loss: LMLossConfig) -> LMTask | DiTTask:

@@ -8,23 +8,32 @@ import torch
 
 from latentlm_core.artifacts import TokenizerExport, save_tokenizer
 from latentlm_core.data.media import to_tensor
-from latentlm_core.data.sources import Source, Subset, open_with_held_out
+from latentlm_core.data.sources import Source, open_with_held_out, spread
 from latentlm_core.data.stream import MediaStream
 from latentlm_core.evaluation.image_sets import image_source
 from latentlm_core.figures import comparison_grid, loss_curves
 from latentlm_core.files import write_json
 from latentlm_core.progress import SILENT, Progress
-from latentlm_core.recipes import LMRecipe, VAERecipe, vae_recipe, vae_recipe_names
+from latentlm_core.recipes import VAERecipe, vae_recipe, vae_recipe_names
 from latentlm_core.result import Result
-from latentlm_core.runtime import evaluating, machine, resolve_device, versions
+from latentlm_core.runtime import evaluating, resolve_device
 from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.tokenizers.lpips import load_lpips
 from latentlm_core.tokenizers.sigma_vae import SigmaVAE
 from latentlm_core.training.gan_memory import forecast_gan_memory
+from latentlm_core.training.hardware import autocast_dtype
 from latentlm_core.training.runlog import read_metrics
-from latentlm_core.training.trainer import Trainer, TrainResult
+from latentlm_core.training.trainer import Trainer
 from latentlm_core.training.vae_task import VAETask
-from latentlm_core.workflows.workspace import EXPORT, slug, workspace
+from latentlm_core.workflows.runs import (
+    decisive,
+    default_recipe,
+    is_exported,
+    provenance,
+    run_name,
+    validation_figures,
+)
+from latentlm_core.workflows.workspace import EXPORT, workspace
 
 NUM_PICTURED = 32
 """Held-out images that are shown beside their reconstructions."""
@@ -59,9 +68,9 @@ def train_vae(
         LatentLMError: anything that the user can mend.
     """
     train, held_out = open_with_held_out(data)
-    chosen = recipe or default_recipe(data, progress)
+    chosen = recipe or default_recipe(data, vae_recipe_names(), "imagenet", progress)
     config = vae_recipe(chosen, overrides)
-    folder = out or workspace() / "runs" / _run_name(data, recipe)
+    folder = out or workspace() / "runs" / run_name("vae", data, recipe)
     where = resolve_device(device)
     vae = build_tokenizer(config.tokenizer, config.trainer.seed)
     plan = _plan(config, vae, train, held_out)
@@ -84,7 +93,8 @@ def train_vae(
         held_out=held_out,
         progress=progress,
     )
-    _tell_gan_memory(task, stream, where, progress)
+    dtype = autocast_dtype(config.trainer.precision, where)
+    _tell_gan_memory(task, stream, where, dtype, progress)
     result = Trainer(
         config.trainer,
         task,
@@ -95,66 +105,21 @@ def train_vae(
         {"origin": data, "recipe": decisive(config)},
         progress,
     ).run()
-    write_json(folder / "config.json", {"origin": data, "recipe": config.to_dict()})
-
-    provenance = run_provenance(data, chosen, config.to_dict(), result, where)
-    export = TokenizerExport(tokenizer=config.tokenizer, provenance=provenance)
-    save_tokenizer(folder / EXPORT, vae, export)
-    pictures = _draw(folder, vae, held_out, where)
-    figures = {"step": result.step, **plan, **validation_figures(result)}
-    files = {"export": str(folder / EXPORT), **pictures, "log": str(result.metrics_path)}
-    return Result("sigma-VAE trained", figures, files, provenance)
-
-
-def default_recipe(data: str, progress: Progress) -> str:
-    """The recipe named like the data set, else the paper's."""
-    name = data.partition(":")[0]
-    known = {"embedded": "tiny"} | {recipe: recipe for recipe in vae_recipe_names()}
-    chosen = known.get(name, "imagenet")
-    progress.note(f"Using the recipe {chosen}")
-    return chosen
-
-
-def decisive(recipe: VAERecipe | LMRecipe) -> dict[str, Any]:
-    """What a resumed run must have in common with its start, besides trainer and optimizers."""
-    indifferent: dict[str, Any] = {
-        "trainer": True,
-        "optimizer": True,
-        "critic_optimizer": True,
-        "sampler": True,
-        "data": {"num_workers"},
-    }
-    return recipe.model_dump(mode="json", exclude=indifferent)
-
-
-def run_provenance(
-    data: str, recipe: str, config: dict[str, Any], result: TrainResult, device: torch.device
-) -> dict[str, Any]:
-    """What an export says about the run that it comes from."""
-    return {
-        "data": data,
-        "recipe": recipe,
-        "config": config,
+    origin = provenance(data, chosen, config.to_dict(), result, where)
+    pictures = {name: str(folder / f"{name}.png") for name in ("curves", "reconstructions")}
+    if not is_exported(result, folder):
+        write_json(folder / "config.json", {"origin": data, "recipe": config.to_dict()})
+        export = TokenizerExport(tokenizer=config.tokenizer, provenance=origin)
+        save_tokenizer(folder / EXPORT, vae, export)
+        _draw(folder, vae, held_out, where)
+    figures = {
         "step": result.step,
-        "samples_seen": result.samples_seen,
-        "figures": result.figures,
-        "machine": machine(device),
-        "versions": versions(),
+        **plan,
+        **validation_figures(result),
+        "skipped_images": len(stream.skipped),
     }
-
-
-def validation_figures(result: TrainResult) -> dict[str, float | None]:
-    """The last validation's figures, and how long the run took."""
-    validation = {
-        name.removeprefix("validation/"): value
-        for name, value in result.figures.items()
-        if name.startswith("validation/")
-    }
-    return {**validation, "training_seconds": round(result.seconds, 1)}
-
-
-def _run_name(data: str, recipe: str | None) -> str:
-    return f"vae-{slug(data)}" + (f"-{slug(Path(recipe).stem)}" if recipe else "")
+    files = {"export": str(folder / EXPORT), **pictures, "log": str(result.metrics_path)}
+    return Result("sigma-VAE trained", figures, files, origin)
 
 
 def _plan(config: VAERecipe, vae: SigmaVAE, train: Source, held_out: Source) -> dict[str, Any]:
@@ -170,13 +135,17 @@ def _plan(config: VAERecipe, vae: SigmaVAE, train: Source, held_out: Source) -> 
 
 
 def _tell_gan_memory(
-    task: VAETask, stream: MediaStream, device: torch.device, progress: Progress
+    task: VAETask,
+    stream: MediaStream,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress,
 ) -> None:
     if task.critic is None:
         return
     for module in task.modules.values():
         module.to(device)
-    forecast = forecast_gan_memory(task, next(iter(stream.batches(0))).to(device))
+    forecast = forecast_gan_memory(task, next(iter(stream.batches(0))).to(device), dtype)
     progress.note(
         f"Training takes at least {forecast.without_gan / GIB:.2f} GiB, and "
         f"{forecast.with_gan / GIB:.2f} GiB once the discriminator starts at step "
@@ -184,15 +153,12 @@ def _tell_gan_memory(
     )
 
 
-def _draw(folder: Path, vae: SigmaVAE, held_out: Source, device: torch.device) -> dict[str, str]:
+def _draw(folder: Path, vae: SigmaVAE, held_out: Source, device: torch.device) -> None:
     """Loss curves, and held-out images from all over the set beside their reconstructions."""
-    curves, pairs = folder / "curves.png", folder / "reconstructions.png"
-    loss_curves(read_metrics(folder / "metrics.jsonl"), curves)
-    count = min(NUM_PICTURED, len(held_out))
-    spread = Subset(held_out, [place * len(held_out) // count for place in range(count)])
-    images = next(image_source(spread, vae.image_size).batches(count))
+    loss_curves(read_metrics(folder / "metrics.jsonl"), folder / "curves.png")
+    shown = image_source(spread(held_out, NUM_PICTURED), vae.image_size)
+    images = next(shown.batches(NUM_PICTURED))
     media = to_tensor(images).to(device)
     with evaluating(vae):
         rebuilt = vae.decode(vae.encode(media).mode(), vae.grid(media.shape))
-    comparison_grid(media.cpu(), rebuilt.cpu(), pairs)
-    return {"curves": str(curves), "reconstructions": str(pairs)}
+    comparison_grid(media.cpu(), rebuilt.cpu(), folder / "reconstructions.png")

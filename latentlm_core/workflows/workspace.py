@@ -35,7 +35,8 @@ def find_export(spec: str | None, kind: str, progress: Progress) -> Path:
     """The export that a user means.
 
     Args:
-        spec: a run folder, an export folder, a hub id, or None for the newest of that kind.
+        spec: a run folder, an export folder (in the working folder or the workspace), a hub id,
+            or None for the newest of that kind.
         kind: ``sigma-vae`` or ``generator``.
         progress: is told which one was picked.
 
@@ -56,7 +57,9 @@ def find_export(spec: str | None, kind: str, progress: Progress) -> Path:
             )
         progress.note(f"Using the newest {kind}: {newest.parent}")
         return newest
-    folder = download(spec) if is_hub_id(spec) else Path(spec)
+    folder = next((place for place in _places(spec, "runs") if place.exists()), Path(spec))
+    if not folder.exists() and is_hub_id(spec):
+        folder = download(spec)
     for candidate in (folder / EXPORT, folder):
         if export_kind(candidate) is not None:
             return candidate
@@ -97,10 +100,16 @@ def find_samples(spec: str | None, progress: Progress) -> Path:
 
 
 def _named(spec: str, kind: str) -> Path:
-    for candidate in (Path(spec), workspace() / kind / spec):
-        if candidate.exists():
-            return candidate
-    raise ArtifactError(f"There is no {spec}, nor {workspace() / kind / spec}.")
+    places = _places(spec, kind)
+    for place in places:
+        if place.exists():
+            return place
+    raise ArtifactError(f"There is no {spec}, nor {places[-1]}.")
+
+
+def _places(spec: str, kind: str) -> tuple[Path, ...]:
+    """Where a result may lie: as named, in the workspace, or under its kind there."""
+    return Path(spec), workspace() / spec, workspace() / kind / spec
 
 
 def _entries(kind: str) -> Iterable[Path]:

@@ -1,0 +1,68 @@
+"""What both kinds of training runs share: names, provenance, figures."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentlm_core.progress import Progress
+from latentlm_core.recipes import LMRecipe, VAERecipe
+from latentlm_core.runtime import machine, versions
+from latentlm_core.training.trainer import TrainResult
+from latentlm_core.workflows.workspace import EXPORT, slug
+
+
+def default_recipe(data: str, known: tuple[str, ...], otherwise: str, progress: Progress) -> str:
+    """The recipe named like a data set (``tiny`` for drawn shapes), else the paper's."""
+    name = {"embedded": "tiny"}.get(data.partition(":")[0], data.partition(":")[0])
+    chosen = name if name in known else otherwise
+    progress.note(f"Using the recipe {chosen}")
+    return chosen
+
+
+def run_name(kind: str, data: str, recipe: str | None) -> str:
+    """The folder of a run under ``runs``; a recipe that was asked for is part of it."""
+    return f"{kind}-{slug(data)}" + (f"-{slug(Path(recipe).stem)}" if recipe else "")
+
+
+def decisive(recipe: VAERecipe | LMRecipe) -> dict[str, Any]:
+    """What a resumed run must have in common with its start, besides trainer and optimizers."""
+    indifferent: dict[str, Any] = {
+        "trainer": True,
+        "optimizer": True,
+        "critic_optimizer": True,
+        "sampler": True,
+        "data": {"num_workers"},
+    }
+    return recipe.model_dump(mode="json", exclude=indifferent)
+
+
+def is_exported(result: TrainResult, folder: Path) -> bool:
+    """Whether a run was finished before this call, its export included."""
+    return result.resumed_from == result.step and (folder / EXPORT / "config.json").is_file()
+
+
+def provenance(
+    data: str, recipe: str, config: dict[str, Any], result: TrainResult, device: torch.device
+) -> dict[str, Any]:
+    """What an export says about the run that it comes from."""
+    return {
+        "data": data,
+        "recipe": recipe,
+        "config": config,
+        "step": result.step,
+        "samples_seen": result.samples_seen,
+        "figures": result.figures,
+        "machine": machine(device),
+        "versions": versions(),
+    }
+
+
+def validation_figures(result: TrainResult) -> dict[str, float | None]:
+    """The last validation's figures, and how long the run took."""
+    validation = {
+        name.removeprefix("validation/"): value
+        for name, value in result.figures.items()
+        if name.startswith("validation/")
+    }
+    return {**validation, "training_seconds": round(result.seconds, 1)}
