@@ -22,6 +22,9 @@ from torch import nn
 from latentlm_core.config import C, Config, build
 from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError
 from latentlm_core.files import (
+    CONFIG_FILE,
+    TOKENIZER_FOLDER,
+    WEIGHTS_FILE,
     read_json,
     read_safetensors,
     sha256_file,
@@ -36,9 +39,6 @@ from latentlm_core.tokenizers.base import LatentStats
 from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.tokenizers.sigma_vae import SigmaVAE, SigmaVAEConfig
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-TOKENIZER_FOLDER = "tokenizer"
 Generator = LatentLM | DiT
 
 

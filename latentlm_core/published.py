@@ -1,7 +1,9 @@
-"""Weights of the published code under our names.
+"""Weights under the names of the published code, renamed to ours.
 
 Each function takes a state dict as the reference writes it and returns one that our module loads
-strictly. The golden files use the same names, so agreement with them tests these maps too.
+strictly. No checkpoint of LatentLM is published yet: the maps serve checkpoints that were trained
+with the official code (microsoft/unilm, LatentLM), and the diffusion head of VibeVoice. The golden
+files use the same names, so agreement with them tests the maps too.
 """
 
 import re
@@ -9,6 +11,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from latentlm_core.errors import ArtifactError
 
 _SWIGLU_RULES = (  # the published feed-forward is fc2(silu(fc1(x)) * gate(x))
     (r"\.feed_forward\.gate\.", ".feed_forward.up."),
@@ -58,6 +62,29 @@ _VIBEVOICE_HEAD_RULES = (
     (r"^final_layer\.linear\.", "final.projection."),
 )
 
+_VAE_TOWER = {
+    "patch_embed.proj": "patch_embed",
+    "cls_token": "class_token",
+    "pos_embed": "positions",
+    "fc_norm": "norm",
+    "norm1": "attention_norm",
+    "attn.qkv": "attention.qkv",
+    "attn.q_bias": "attention.q_bias",
+    "attn.v_bias": "attention.v_bias",
+    "attn.proj": "attention.out",
+    "norm2": "mlp_norm",
+    "mlp.fc1": "mlp_in",
+    "mlp.fc2": "mlp_out",
+}
+_VAE_HEADS = {
+    "encoder_post_processor.dense": "encoder.head",
+    "decoder_post_processor.fc1": "decoder.hidden",
+    "decoder_post_processor.fc2": "decoder.head",
+}
+_VAE_NAME = re.compile(
+    r"(?P<tower>encoder|decoder)\.(?P<block>blocks\.\d+\.)?(?P<part>.+?)(?P<leaf>\.weight|\.bias)?"
+)
+
 
 def latent_lm_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """microsoft/unilm LatentLM ``models/Transformer.py`` => ``LatentLM``."""
@@ -72,6 +99,25 @@ def dit_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def vibevoice_head_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """microsoft/VibeVoice ``modular_vibevoice_diffusion_head.py`` => ``DiffusionHead``."""
     return _convert(published, _VIBEVOICE_HEAD_RULES)
+
+
+def sigma_vae_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """microsoft/unilm LatentLM ``tokenizer_models/modeling_sigma_vae.py`` => ``SigmaVAE``.
+
+    Covers the ViT pair with plain pre-norm towers on both sides. The decoder is the published
+    one; the published encoder may also be a BEiT-3 tower with sub-layer norms, which has no
+    counterpart here.
+
+    Args:
+        published: weights under their published names.
+
+    Returns:
+        A state dict for ``build_tokenizer`` of a ``ViTConfig``; the tensors are shared.
+
+    Raises:
+        ArtifactError: a weight has no counterpart.
+    """
+    return {_rename_vae(name): tensor for name, tensor in published.items()}
 
 
 def _convert(
@@ -93,3 +139,16 @@ def _fuse_gates(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         gate, up = fused.pop(name), weights[name.replace(".gate.", ".up.")]
         fused[name.replace(".gate.", ".gate_up.")] = torch.cat([gate, up])
     return fused
+
+
+def _rename_vae(name: str) -> str:
+    module, _, leaf = name.rpartition(".")
+    if module in _VAE_HEADS:
+        return f"{_VAE_HEADS[module]}.{leaf}"
+    match = _VAE_NAME.fullmatch(name)
+    if match is None or match["part"] not in _VAE_TOWER:
+        raise ArtifactError(
+            f"The weight {name} is not one of the published image sigma-VAE with plain ViT towers."
+        )
+    block, leaf = match["block"] or "", match["leaf"] or ""
+    return f"{match['tower']}.tower.{block}{_VAE_TOWER[match['part']]}{leaf}"

@@ -1,8 +1,9 @@
 """The machine, and the rule that one seed decides everything.
 
-Randomness never comes from global state: each draw has a generator of its own, derived from the
-run's seed and the name of what is drawn, so resuming needs no saved generator state and a sample
-does not depend on the batch that it is drawn in.
+Randomness comes from the run's seed and the name of what is drawn: each draw has a generator of its
+own, so resuming needs no saved generator state and a sample does not depend on the batch that it is
+drawn in. PyTorch initialises weights from its global generator and from no other, so that one is
+seeded in the same way while weights are made, and put back (``seeded_init``).
 """
 
 import hashlib
@@ -31,7 +32,7 @@ def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Ge
 
 @contextmanager
 def seeded_init(*parts: int | str) -> Iterator[None]:
-    """PyTorch initialises weights from its global generator: lend it a seed, then put it back."""
+    """Inside the block the global CPU generator is seeded for initial weights; then as before."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed("weights", *parts))
         yield

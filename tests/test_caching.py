@@ -1,6 +1,7 @@
 """Encoding a data set into a folder of latents: whole, interrupted, broken, refused."""
 
 import shutil
+import threading
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from latentlm_core import files
 from latentlm_core.data.caching import LatentViews
+from latentlm_core.data.decoding import CenterView, decode, one_ahead
 from latentlm_core.data.manifest import LatentSums
 from latentlm_core.data.media import center_crop, to_tensor
 from latentlm_core.data.shards import LatentSet
@@ -88,6 +90,42 @@ def test_bytes_do_not_depend_on_workers_or_interruptions(encode, tmp_path):
         assert content(tmp_path / place / "set") == undisturbed
 
 
+class Watched(Holed):
+    """Tells when an item is read; the encoder's own thread is not let in."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = [threading.Event() for _ in range(len(self))]
+        self.reader = threading.main_thread()
+
+    def __getitem__(self, index):
+        self.read[index].set()
+        self.reader = threading.current_thread()
+        return super().__getitem__(index)
+
+
+def test_the_next_batch_is_decoded_while_one_is_encoded(encode):
+    source, batches = Watched(), [[0, 1], [2, 3], [4]]
+    plain = list(decode(source, CenterView(16), batches))
+    source = Watched()
+    ahead = one_ahead(decode(source, CenterView(16), batches))
+    first = next(ahead)
+    assert source.read[3].wait(timeout=60), "nobody asked for the second batch yet"
+    assert not source.read[4].is_set(), "one batch ahead, no more"
+    assert [first.keys, *(batch.keys for batch in ahead)] == [batch.keys for batch in plain]
+    source = Watched()
+    encode(source=source)
+    assert source.reader is not threading.main_thread()
+
+
+def test_what_breaks_in_the_reading_thread_is_heard():
+    source = Holed()
+    batches = one_ahead(decode(source, CenterView(16), [[0], [len(source)]]))
+    assert len(next(batches).keys) == 1
+    with pytest.raises(IndexError):
+        next(batches)
+
+
 def test_a_resumed_set_keeps_the_shards_that_are_there(encode, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         encode(progress=Interrupting(8))
@@ -125,6 +163,7 @@ def test_a_damaged_complete_set_is_repaired(encode, tmp_path):
         ({"spec": "mnist"}, "data ('holed' there, 'mnist' here)"),
         ({"flip": True}, "variants ('plain',) there"),
         ({"dtype": "float16"}, "dtype"),
+        ({"batch_size": 8}, "batch_size (6 there, 8 here)"),
         ({"source": Holed(count=49)}, "num_source (50 there, 49 here)"),
         ({"kind": PosteriorKind.LEARNED}, "tokenizer, tokenizer_sha256"),
     ],

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from latentlm_core.errors import ArtifactError
+from latentlm_core.config import build
+from latentlm_core.errors import ArtifactError, ConfigError
 from latentlm_core.training.optim import (
     Ema,
     OptimizerConfig,
@@ -164,3 +165,10 @@ def test_ema_applied_gives_the_own_weights_back_exactly():
         assert torch.equal(layer.weight, average)
     assert torch.equal(layer.weight, own)
     assert not torch.equal(own, average)
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, 1e3)])
+def test_betas_are_shares_below_one(betas):
+    with pytest.raises(ConfigError, match=r"optimizer: betas\.[01] = "):
+        build(OptimizerConfig, {"betas": betas}, "optimizer")
+    assert build(OptimizerConfig, {"betas": [0, 0.999]}, "optimizer").betas == (0.0, 0.999)

@@ -1,3 +1,4 @@
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from torch import nn
 
 from latentlm_core.errors import ArtifactError, BusyError, CorruptFileError
 from latentlm_core.files import locked, read_safetensors
+from latentlm_core.training import hardware
 from latentlm_core.training.optim import OptimizerConfig
 from latentlm_core.training.tasks import Terms
 from latentlm_core.training.trainer import TrainResult
@@ -167,6 +169,25 @@ def test_another_configuration_is_refused_and_named(tmp_path):
     )
     with pytest.raises(ArtifactError, match=r"trainer.total_steps is 13 there and 20 here"):
         make(tmp_path, total_steps=20).run()
+
+
+def test_auto_precision_is_what_it_came_to_where_the_run_began(tmp_path, monkeypatch):
+    def run(folder: Path, built_in: bool, **config: Any) -> TrainResult:
+        monkeypatch.setattr(hardware, "_has_bfloat16", lambda device: built_in)
+        return make(folder, noisy(), **config).run()
+
+    run(tmp_path / "whole", built_in=True, precision="bfloat16")
+    run(tmp_path / "moved", built_in=True, precision="auto")
+    shutil.rmtree(tmp_path / "moved" / "checkpoints" / "step-00000013")
+    with pytest.raises(ArtifactError) as caught:
+        run(tmp_path / "moved", built_in=False, precision="auto")
+    named = "trainer.precision is 'bfloat16' there and 'float32' here."
+    assert str(caught.value).endswith(named)
+    assert "(--set trainer.precision=bfloat16)" in caught.value.hint
+    result = run(tmp_path / "moved", built_in=False, precision="bfloat16")
+    assert result.resumed_from == 10
+    assert traces(tmp_path / "moved") == traces(tmp_path / "whole")
+    run(tmp_path / "whole", built_in=True, precision="auto")
 
 
 def test_a_run_with_a_constant_rate_may_be_prolonged(tmp_path):

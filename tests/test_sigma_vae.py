@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentlm_core.config import build
 from latentlm_core.errors import ArtifactError, ConfigError, DataError
-from latentlm_core.published_vae import sigma_vae_weights
+from latentlm_core.published import sigma_vae_weights
 from latentlm_core.runtime import generator
 from latentlm_core.tokenizers.base import LatentPosterior, LatentPosteriorConfig, PosteriorKind
 from latentlm_core.tokenizers.build import build_tokenizer

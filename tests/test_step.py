@@ -129,3 +129,21 @@ def test_blocks_are_compiled_once_each_and_keep_their_names(monkeypatch):
     compile_blocks(network)
     assert compiled == [inner, network.blocks[1], network.stem]
     assert list(network.state_dict()) == names
+
+
+def test_the_schedule_of_a_turn_counts_from_its_first_step():
+    task, config = Adversarial(), OptimizerConfig(lr=0.1, warmup_steps=2)
+    stepper = make_stepper({"generator": task.net, "critic": task.critic}, config)
+    rates = [stepper.learning_rates(task.turns(step), step) for step in range(9)]
+    own = [rate["lr/critic"] for rate in rates if "lr/critic" in rate]
+    assert own == [config.learning_rate(step, 6) for step in range(6)]
+    assert own[:2] == pytest.approx([0.05, 0.1]), "it warms up although the run has long begun"
+    assert [rate["lr/generator"] for rate in rates] == [
+        config.learning_rate(step, 9) for step in range(9)
+    ]
+
+    before = [parameter.detach().clone() for parameter in task.critic.parameters()]
+    stepper.step(task.turns(3), [next(Stream().batches(3))], 3)
+    after = [parameter.detach() for parameter in task.critic.parameters()]
+    moved = max(float((new - old).abs().max()) for old, new in zip(before, after, strict=True))
+    assert moved == pytest.approx(0.05, rel=0.02), "AdamW's first step is as long as its rate"

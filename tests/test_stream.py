@@ -117,6 +117,16 @@ def test_a_broken_image_is_replaced_by_the_next_whole_one(storage):
     assert [item.index for item in stream.skipped] == [0, 7, 28, 29]
 
 
+def test_broken_images_are_listed_apart_from_broken_held_out_images(storage):
+    stream = MediaStream(Holed(broken=[4]), 16, 30, seed=0, held_out=Holed(12, broken=(4, 9)))
+    assert (stream.skipped, stream.skipped_held_out) == ((), ())
+    take(stream, 1)
+    list(stream.held_out())
+    assert [item.reason for item in stream.skipped] == ["4.png is empty."]
+    assert [item.index for item in stream.skipped_held_out] == [4, 9]
+    assert MediaStream(Holed(), 16, 4, seed=0).skipped_held_out == ()
+
+
 def test_too_many_broken_images_stop_the_stream(storage):
     with pytest.raises(DataError, match=r"11 of the 30"):
         take(MediaStream(Holed(30, broken=range(11)), 16, 10, seed=0), 3)

@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 import torch
@@ -119,3 +120,12 @@ def test_old_checkpoints_go(tmp_path):
     make(tmp_path, save_every=2, keep_checkpoints=3).run()
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000010", "step-00000012", "step-00000013"]
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler -O3")
+    with pytest.raises(ConfigError, match="no-such-compiler -O3 is not on this machine") as caught:
+        make(tmp_path, compile=True)
+    assert "trainer.compile=false" in caught.value.hint
+    monkeypatch.setenv("CXX", sys.executable)
+    make(tmp_path, compile=True)

@@ -13,8 +13,11 @@ from latentlm_core.runtime import evaluating, generator
 from latentlm_core.tokenizers.base import PosteriorKind
 from latentlm_core.tokenizers.lpips import LPIPS
 from latentlm_core.training.gan_memory import forecast_gan_memory
+from latentlm_core.training.hardware import autocast
 from latentlm_core.training.tasks import Terms, Turn
 from tests.tiny_vae_task import batch, task
+
+CPU = torch.device("cpu")
 
 
 def objective(turn: Turn, terms: Terms) -> Tensor:
@@ -35,6 +38,7 @@ def test_the_critic_joins_exactly_at_its_start_step() -> None:
     assert "gan" in after[0].loss(batch(), generator("z"))
     assert set(vae_task.modules) == {"vae", "critic"}
     assert vae_task.exported is vae_task.vae
+    assert [turn.start for turn in after] == [0, 7]
     assert after[0].module is vae_task.vae
     assert after[1].module is vae_task.critic
     without = task(gan_start_step=0)
@@ -214,7 +218,7 @@ def test_forecast_counts_weights_and_scales_with_the_batch() -> None:
     vae_bytes, critic_bytes = (
         4 * sum(p.nbytes for p in vae_task.modules[n].parameters()) for n in ("vae", "critic")
     )
-    small, large = (forecast_gan_memory(vae_task, batch(n)) for n in (2, 4))
+    small, large = (forecast_gan_memory(vae_task, batch(n), torch.float32) for n in (2, 4))
     assert small.without_gan > vae_bytes
     assert small.with_gan - small.without_gan > critic_bytes
     without, with_gan = small.without_gan - vae_bytes, small.with_gan - vae_bytes - critic_bytes
@@ -223,7 +227,8 @@ def test_forecast_counts_weights_and_scales_with_the_batch() -> None:
     assert all(weight.grad is None for weight in vae_task.vae.parameters())
 
 
-def test_forecast_is_what_autograd_keeps_for_the_whole_batch() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forecast_is_what_autograd_keeps_for_the_whole_batch(dtype: torch.dtype) -> None:
     vae_task = task()
     data = batch(8)
     kept: dict[int, int] = {}
@@ -232,17 +237,26 @@ def test_forecast_is_what_autograd_keeps_for_the_whole_batch() -> None:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    with autocast(dtype, CPU), saved_tensors_hooks(keep, lambda tensor: tensor):
         terms = vae_task.turns(0)[0].loss(data, generator("z"))
     assert terms
     for weight in vae_task.vae.parameters():
         kept.pop(weight.untyped_storage().data_ptr(), None)
     trained = 4 * sum(weight.nbytes for weight in vae_task.vae.parameters())
-    forecast = forecast_gan_memory(vae_task, data).without_gan - trained
+    forecast = forecast_gan_memory(vae_task, data, dtype).without_gan - trained
     everything = sum(kept.values())  # the pixel loss's share is freed before the decoder's
     assert 0.9 * everything < forecast <= everything
 
 
 def test_forecast_is_the_same_twice_where_there_is_no_gan() -> None:
-    forecast = forecast_gan_memory(task(), batch())
+    forecast = forecast_gan_memory(task(), batch(), torch.float32)
     assert forecast.with_gan == forecast.without_gan
+
+
+def test_forecast_follows_the_precision_of_the_training() -> None:
+    full, half = (
+        forecast_gan_memory(task(gan_weight=0.5), batch(8), dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert half.without_gan < full.without_gan
+    assert half.with_gan < full.with_gan

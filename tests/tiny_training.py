@@ -151,7 +151,7 @@ class Adversarial:
         generating = Turn("generator", self.net, self._generate, {"copy": 1.0, "gan": 0.1})
         if step < 3:
             return [generating]
-        return [generating, Turn("critic", self.critic, self._judge, {"hinge": 1.0})]
+        return [generating, Turn("critic", self.critic, self._judge, {"hinge": 1.0}, start=3)]
 
     def validate(self, batch: Points, rng: torch.Generator) -> Terms:
         return {"copy": Term((self.net(batch.x) - batch.x).square().sum(), batch.x.numel())}

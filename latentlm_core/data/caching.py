@@ -4,9 +4,10 @@ Notable choices:
     shard k covers source indices [k * n, (k + 1) * n), whatever is broken, whoever makes it;
     a shard is encoded in batches that begin at its first index, so that a shard made after an
     interruption has the bytes that it would have had, and decoding workers change nothing
-    (another batch size or device may change the last bits: other kernels run);
-    decoding runs ahead in workers and writing behind in a thread, so that the encoder is what
-    takes the time;
+    (another device or number of threads may change the last bits: other kernels run; another
+    batch size may too, so it is part of the plan, and a set is not continued with another one);
+    decoding runs ahead, in workers or a thread, and writing behind in a thread, so that the encoder
+    is what takes the time;
     the tokenizer is copied into the set, which is then all that a model needs.
 
 Axes: n examples, V variants, S image size, T latent positions, C latent channels.
@@ -24,12 +25,11 @@ import torch
 
 from latentlm_core import files
 from latentlm_core.data.base import Example, Image, SkipLog, SkippedItem, Source
-from latentlm_core.data.decoding import Decoded, decode
+from latentlm_core.data.decoding import Decoded, decode, one_ahead
 from latentlm_core.data.manifest import LatentPlan, Manifest
 from latentlm_core.data.media import center_crop, random_crop, to_tensor
 from latentlm_core.data.partial import PartialSet, ShardRow
 from latentlm_core.data.shard_file import Encoded, write_shard
-from latentlm_core.data.shards import TOKENIZER
 from latentlm_core.errors import ArtifactError
 from latentlm_core.progress import SILENT, Bar, Progress
 from latentlm_core.runtime import evaluating, generator, to_device
@@ -40,7 +40,6 @@ SHARD_BYTES = 256 * 2**20
 """The latents of a shard take at most this, unless one example takes more."""
 SHARD_EXAMPLES = 4096
 """A shard covers at most this many items of the source."""
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +100,10 @@ def encode_source(
         tokenizer_export: folder of the tokenizer's export; its copy becomes part of the set.
         flip: store mirror images as well.
         crops: store this many random crops instead of the centre crop.
-        batch_size: images that are encoded at once.
+        batch_size: views that are encoded at once (one example's at least).
         dtype: of the stored latents.
         device: where the encoder runs.
-        num_workers: decoding processes.
+        num_workers: decoding processes; 0 decodes in a thread, one batch ahead.
         shard_size: items that a shard covers; by default what fits ``SHARD_BYTES``.
         progress: hears of images done and of broken ones.
 
@@ -129,15 +128,17 @@ def encode_source(
         variants=views.names,
         num_source=len(source),
         shard_size=shard_size or _shard_size(tokenizer, grid, len(views.names), dtype),
+        batch_size=batch_size,
     )
     with files.locked(folder):
         partial = PartialSet(folder, plan)
         if partial.missing:
             partial.begin()
-        _keep_tokenizer(tokenizer_export, folder / TOKENIZER, plan.tokenizer_sha256)
+        _keep_tokenizer(tokenizer_export, folder / files.TOKENIZER_FOLDER, plan.tokenizer_sha256)
         if partial.missing:
             batches = _batches(partial, max(1, batch_size // len(views.names)))
             decoded = decode(source, views, (indices for _, indices in batches), num_workers)
+            decoded = decoded if num_workers else one_ahead(decoded)
             log = SkipLog(source, progress)
             for row in partial.rows.values():
                 log.extend(row.skipped)
@@ -221,15 +222,15 @@ def _join(plan: LatentPlan, parts: Sequence[Encoded]) -> Encoded:
 
 
 def _weights_digest(export: Path) -> str:
-    path = export / WEIGHTS
+    path = export / files.WEIGHTS_FILE
     if not path.is_file():
-        raise ArtifactError(f"{export} is no export of a tokenizer: it has no {WEIGHTS}.")
+        raise ArtifactError(f"{export} is no export of a tokenizer: it has no {path.name}.")
     return files.sha256_file(path)
 
 
 def _keep_tokenizer(export: Path, copy: Path, digest: str) -> None:
     """Copy the export into the set, unless it is there."""
-    weights = copy / WEIGHTS
+    weights = copy / files.WEIGHTS_FILE
     if weights.is_file() and files.sha256_file(weights) == digest:
         return
     with files.write_folder(copy) as part:

@@ -7,6 +7,7 @@ Axes: n examples, V views of each, S image size.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,19 @@ def decode(
         collate_fn=_as_it_is,
         generator=generator("decode"),  # else the loader draws from the global one
     )
+
+
+def one_ahead(batches: Iterator[Decoded]) -> Iterator[Decoded]:
+    """The same batches, each decoded by a thread while the one before it is used.
+
+    Decoding is Pillow, which lets go of the interpreter, and numpy: a thread that ran kernels of
+    PyTorch would have a thread pool of its own, and the two would compete for the processors.
+    """
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            yield batch
 
 
 class _Reader(Dataset[Decoded]):

@@ -118,6 +118,9 @@ class LatentPlan(Config):
     """Items of the source, the broken ones included."""
     shard_size: PositiveInt
     """Items of the source that each shard covers."""
+    batch_size: PositiveInt = 64
+    """Views that were encoded at once: with another number, other kernels run and the last bits
+    differ."""
 
     @property
     def num_positions(self) -> int:

@@ -151,5 +151,5 @@ def _refuse_other(folder: Path, plan: LatentPlan, found: LatentPlan) -> None:
         )
 
 
-_SHOWN = ("data", "split", "grid", "dtype", "variants", "num_source", "shard_size")
+_SHOWN = ("data", "split", "grid", "dtype", "variants", "num_source", "shard_size", "batch_size")
 """Fields whose values are short enough for a message."""

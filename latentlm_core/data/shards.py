@@ -23,9 +23,6 @@ from latentlm_core.tokenizers.base import LatentPosteriorConfig, PosteriorKind
 
 __all__ = ["LatentRecords", "LatentSet", "LatentSums", "Manifest", "ShardEntry"]
 
-TOKENIZER = "tokenizer"
-"""Sub-folder with the export of the tokenizer."""
-
 
 @dataclass(frozen=True, slots=True)
 class LatentRecords:
@@ -83,7 +80,7 @@ class LatentSet:
         if verify:
             for entry in manifest.shards:
                 _check_hash(folder / entry.file, entry.sha256)
-            _check_hash(folder / TOKENIZER / "model.safetensors", manifest.tokenizer_sha256)
+            _check_hash(folder / files.TOKENIZER_FOLDER / files.WEIGHTS_FILE, manifest.tokenizer_sha256)
         return cls(folder, manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -95,8 +95,13 @@ class MediaStream:
 
     @property
     def skipped(self) -> tuple[SkippedItem, ...]:
-        """Broken training images that were met so far."""
+        """Broken training images that this stream has met, by their index in the source."""
         return self._train.log.items
+
+    @property
+    def skipped_held_out(self) -> tuple[SkippedItem, ...]:
+        """Broken held-out images that this stream has met, by their index in their own source."""
+        return self._validation.log.items if self._validation else ()
 
     def batches(self, start: int) -> Iterator[MediaBatch]:
         """Batches start, start + 1, ... without end.

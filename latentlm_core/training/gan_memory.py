@@ -24,6 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from latentlm_core.data.stream import MediaBatch
 from latentlm_core.runtime import generator
+from latentlm_core.training.hardware import autocast
 from latentlm_core.training.tasks import Turn
 from latentlm_core.training.vae_task import VAETask
 
@@ -44,21 +45,23 @@ class GanMemory:
     with_gan: int
 
 
-def forecast_gan_memory(task: VAETask, batch: MediaBatch) -> GanMemory:
+def forecast_gan_memory(task: VAETask, batch: MediaBatch, dtype: torch.dtype) -> GanMemory:
     """Forecast the memory of a training step without and with the discriminator.
 
     Runs the forward passes of one and of two examples; no weight, gradient or generator of the
-    run is touched. Call it under the autocast of the training.
+    run is touched.
 
     Args:
         task: on the device of the training.
         batch: one batch as the accelerator sees it at once (before accumulation).
+        dtype: of the training's autocast; float32 is none.
     """
     frozen = _bytes(task.perceptual) if task.perceptual is not None else 0
     critic = TRAINED_COPIES * _bytes(task.critic) if task.critic is not None else 0
     always = TRAINED_COPIES * _bytes(task.vae) + frozen
-    before = _activations(task, task.turns(-1), batch)
-    after = _activations(task, task.turns(task.config.gan_start_step), batch)
+    with autocast(dtype, batch.media.device):
+        before = _activations(task, task.turns(-1), batch)
+        after = _activations(task, task.turns(task.config.gan_start_step), batch)
     return GanMemory(always + before, always + critic + after)
 
 

@@ -1,10 +1,16 @@
 """What the hardware offers a training step: bfloat16 and compiled blocks."""
 
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import nn
+
+from latentlm_core.errors import ConfigError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -18,6 +24,26 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     if precision != "auto":
         return getattr(torch, precision)  # type: ignore[no-any-return]
     return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+
+
+def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """The context in which losses are computed in ``dtype``; float32 is no autocast."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def require_compiler() -> None:
+    """Make sure that ``torch.compile`` finds the C++ compiler that it takes by default.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    command = os.environ.get("CXX") or usual
+    if shutil.which(shlex.split(command)[0]) is None:
+        raise ConfigError(
+            f"trainer.compile needs a C++ compiler, and {command} is not on this machine.",
+            hint="Install one and name it in CXX, or train with --set trainer.compile=false.",
+        )
 
 
 def compile_blocks(module: nn.Module) -> None:

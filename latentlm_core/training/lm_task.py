@@ -24,7 +24,8 @@ class LMLossConfig(Config):
     """The joint objective L = L_LM + alpha * L_Diff."""
 
     latent_weight: float = Field(default=5.0, gt=0.0)
-    """alpha (the paper: about 5; with no text in the model it only rescales the gradient)."""
+    """alpha (the paper: about 5). With no text in the model it scales the whole gradient: AdamW
+    evens that out, clipping sees it."""
 
 
 class LMTask:

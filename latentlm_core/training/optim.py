@@ -15,7 +15,7 @@ Notable choices:
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -25,13 +25,15 @@ from torch.optim import AdamW
 from latentlm_core.config import Config
 from latentlm_core.training.checkpoint import copy_strictly
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(Config):
     """AdamW and its schedule; the defaults are the paper's, its size-dependent ``lr`` apart."""
 
     lr: float = Field(default=5e-4, gt=0)
     """Highest learning rate."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     """Decay of the averages of the gradient and of its square."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the averaged square."""
@@ -48,6 +50,8 @@ class OptimizerConfig(Config):
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """The learning rate of the update from ``step`` to ``step + 1``, of ``total_steps``.
+
+        Both count from the optimizer's first update (a discriminator joins in the middle of a run).
 
         lr (step + 1) / warmup_steps in the warm-up; then lr, or with progress p in [0, 1)
         lr (r + (1 - r) (1 + cos(pi p)) / 2) for a final ratio r.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from latentlm_core.runtime import generator
+from latentlm_core.training.hardware import autocast
 from latentlm_core.training.optim import (
     OptimizerConfig,
     build_optimizer,
@@ -84,8 +85,7 @@ class Stepper:
 
     def autocast(self) -> torch.autocast:
         """The context in which losses are computed."""
-        enabled = self._dtype != torch.float32
-        return torch.autocast(self._device.type, self._dtype, enabled=enabled)
+        return autocast(self._dtype, self._device)
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimizers' state as ``TURN.PARAMETER.exp_avg`` and so on."""
@@ -156,7 +156,8 @@ class Stepper:
             return turn.loss(batch, rng)
 
     def _learning_rate(self, turn: Turn, step: int) -> float:
-        return self._configs[turn.name].learning_rate(step, self._total_steps)
+        config = self._configs[turn.name]
+        return config.learning_rate(step - turn.start, self._total_steps - turn.start)
 
 
 def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

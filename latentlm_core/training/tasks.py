@@ -43,6 +43,7 @@ class Turn:
         counts: batch => the count of each weighted term, known before its loss is computed. It
             lets a step that is split into several batches free each one's graph before the next;
             without it all graphs of the step are held until the last count is known.
+        start: the first step that has this turn; its learning rate counts from there.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Turn:
     loss: Callable[[Any, torch.Generator], Terms]
     weights: Mapping[str, float]
     counts: Callable[[Any], Mapping[str, int]] | None = None
+    start: int = 0
 
 
 class Task(Protocol):

@@ -33,7 +33,12 @@ from latentlm_core.files import locked
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.runtime import evaluating, generator
 from latentlm_core.training.checkpoint import CheckpointStore, differences
-from latentlm_core.training.hardware import Precision, autocast_dtype, compile_blocks
+from latentlm_core.training.hardware import (
+    Precision,
+    autocast_dtype,
+    compile_blocks,
+    require_compiler,
+)
 from latentlm_core.training.interrupt import StopRequest, deferred_signals
 from latentlm_core.training.optim import Ema, OptimizerConfig
 from latentlm_core.training.runlog import Means, Pace, RunLog, last_figures
@@ -69,7 +74,8 @@ class TrainerConfig(Config):
     seed: int = 0
     """Decides all randomness in the losses."""
     precision: Precision = "auto"
-    """float32, bfloat16 (autocast), or auto: bfloat16 where the hardware has it."""
+    """float32, bfloat16 (autocast), or auto: bfloat16 where the hardware has it. A run goes on in
+    the one that it began with."""
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     """Limit of the decay of the weights' average."""
 
@@ -119,7 +125,8 @@ class Trainer:
         progress: listener.
 
     Raises:
-        ConfigError: a turn of the task has no optimizer.
+        ConfigError: a turn of the task has no optimizer, or blocks are to be compiled and there
+            is no compiler.
     """
 
     def __init__(
@@ -139,11 +146,14 @@ class Trainer:
         self.folder = folder
         self.device = device
         self.progress = progress
-        self._run_config = _plain(config, optimizers, run_config)
+        dtype = autocast_dtype(config.precision, device)
+        self._run_config = _plain(config, dtype, optimizers, run_config)
         self._free = FREE_KEYS
         if all(optimizer.schedule == "constant" for optimizer in optimizers.values()):
             self._free |= {"trainer.total_steps"}
 
+        if config.compile:
+            require_compiler()
         for module in task.modules.values():
             module.to(device)
             if config.compile:
@@ -159,7 +169,7 @@ class Trainer:
             total_steps=config.total_steps,
             seed=config.seed,
             device=device,
-            dtype=autocast_dtype(config.precision, device),
+            dtype=dtype,
         )
         ema = Ema(task.exported, config.ema_decay)
         self._state = TrainState(task.modules, stepper, ema, Means())
@@ -314,7 +324,7 @@ class Trainer:
         if changed:
             raise ArtifactError(
                 f"{self.folder} was started with another configuration: {'; '.join(changed)}.",
-                hint="Use the settings it was started with, or another --out.",
+                hint=_way_out(checkpoint.state.config, self._run_config),
             )
         self._state.restore(checkpoint)
         self._saved_step = self._state.step
@@ -324,16 +334,27 @@ class Trainer:
 
 def _plain(
     config: TrainerConfig,
+    dtype: torch.dtype,
     optimizers: Mapping[str, OptimizerConfig],
     run_config: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The whole configuration of the run as it comes back from JSON."""
+    """The whole configuration of the run as it comes back from JSON, its precision settled."""
     whole = {
         **run_config,
-        "trainer": config.to_dict(),
+        "trainer": config.to_dict() | {"precision": str(dtype).removeprefix("torch.")},
         "optimizers": {name: optimizer.to_dict() for name, optimizer in optimizers.items()},
     }
     return json.loads(json.dumps(whole))  # type: ignore[no-any-return]
+
+
+def _way_out(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """What to do about a run of another configuration.
+
+    Precision is named because it may differ where the user changed nothing but the machine.
+    """
+    there, here = (config["trainer"]["precision"] for config in (saved, current))
+    example = f" (--set trainer.precision={there})" if there != here else ""
+    return f"Use the settings it was started with{example}, or another --out."
 
 
 def _not_finite(step: int, keys: tuple[str, ...], figures: Mapping[str, float]) -> TrainingError:

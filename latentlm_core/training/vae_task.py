@@ -63,7 +63,8 @@ class VAELossConfig(Config):
     gan_weight: NonNegativeFloat = 0.0
     """Factor of the discriminator's verdict, times the adaptive weight; 0 is off, 0.5 is usual."""
     gan_start_step: NonNegativeInt = 20_000
-    """First step of the discriminator: reconstructions should be good by then."""
+    """First step of the discriminator: reconstructions should be good by then. Its learning rate
+    warms up and decays from there on."""
     adaptive_gan_weight: bool = True
     """Scale the verdict so that its gradient is as long as the reconstruction's (VQGAN)."""
     critic: CriticConfig = CriticConfig()
@@ -137,10 +138,10 @@ class VAETask:
         if critic is None:
             return [Turn("generator", self.vae, loss, weights, self._counts)]
         weights["gan"] = self.config.gan_weight
-        critic_loss = partial(self._critic_loss, critic)
+        verdict, start = partial(self._critic_loss, critic), self.config.gan_start_step
         return [
             Turn("generator", self.vae, loss, weights, self._counts),
-            Turn("critic", critic, critic_loss, {"critic": 1.0}, self._counts),
+            Turn("critic", critic, verdict, {"critic": 1.0}, self._counts, start),
         ]
 
     def validate(self, batch: MediaBatch, generator: torch.Generator) -> Terms:

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from latentlm_core.artifacts import TOKENIZER_FOLDER, LoadedGenerator, load_tokenizer
+from latentlm_core.artifacts import LoadedGenerator, load_tokenizer
 from latentlm_core.data.media import to_images
 from latentlm_core.errors import ArtifactError
+from latentlm_core.files import TOKENIZER_FOLDER
 from latentlm_core.progress import Progress
 from latentlm_core.runtime import derive_seed, evaluating
 from latentlm_core.sampling import Engine, Request

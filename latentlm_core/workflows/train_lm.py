@@ -13,9 +13,9 @@ from latentlm_core.artifacts import (
     save_generator,
 )
 from latentlm_core.data.packing import LatentStream
-from latentlm_core.data.shards import TOKENIZER, LatentSet
+from latentlm_core.data.shards import LatentSet
 from latentlm_core.figures import loss_curves
-from latentlm_core.files import write_json
+from latentlm_core.files import TOKENIZER_FOLDER, write_json
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.recipes import LMRecipe, lm_recipe, lm_recipe_names
@@ -110,7 +110,7 @@ def train_lm(
             sampler=config.sampler,
             provenance=story,
         )
-        save_generator(folder / EXPORT, model, export, latents.folder / TOKENIZER)
+        save_generator(folder / EXPORT, model, export, latents.folder / TOKENIZER_FOLDER)
         loss_curves(read_metrics(result.metrics_path), curves)
     figures = {"step": result.step, **plan, **validation_figures(result)}
     files = {
