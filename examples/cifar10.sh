@@ -10,11 +10,11 @@
 set -euo pipefail
 DATA="cifar10:${1:?the folder of CIFAR-10\'s parquet files}"
 export LATENTLM_HOME="${2:-cifar10-results}"
-VAE_CHANGES=() LM_CHANGES=() SAMPLES=10000 SWEEP=2000 REFERENCE=50000
+VAE_CHANGES=() LM_CHANGES=() SAMPLES=10000 SWEEP=2000 RECON=10000 REFERENCE=50000
 if [[ "${CIFAR10_SCALE:-full}" == small ]]; then
     VAE_CHANGES=(--recipe cifar10-small)
     LM_CHANGES=(--recipe cifar10-small)
-    SAMPLES=2048 SWEEP=500 REFERENCE=5000
+    SAMPLES=2048 SWEEP=300 RECON=1000 REFERENCE=4096
 fi
 RUNS="$LATENTLM_HOME/runs" STATS="$LATENTLM_HOME/cifar10-train-$REFERENCE.npz"
 
@@ -25,9 +25,9 @@ latentlm train-lm --data "$LATENTLM_HOME/latents/cifar10" --out "$RUNS/lm" "${LM
 
 [[ -f "$STATS" ]] || latentlm eval stats --data "$DATA" --image-size 32 \
     --num-samples "$REFERENCE" --out "$STATS"
-latentlm eval recon --data "$DATA" --vae "$RUNS/vae" --num-samples "$SAMPLES"
+latentlm eval recon --data "$DATA" --vae "$RUNS/vae" --num-samples "$RECON"
 latentlm eval sweep --model "$RUNS/lm" --reference "$STATS" --num-samples "$SWEEP" \
-    --cfg 1,1.25,1.5,2,3 --json | tee "$LATENTLM_HOME/sweep.json"
+    --cfg 1,1.5,2,3 --json | tee "$LATENTLM_HOME/sweep.json"
 BEST=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["figures"]["best_guidance_scale"])' \
     "$LATENTLM_HOME/sweep.json")
 

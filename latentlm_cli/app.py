@@ -32,6 +32,9 @@ MACHINE_FAULTS = {
 }
 """What an operating system refuses through no fault of the program."""
 
+RESUMABLE = {"demo", "train-vae", "tokenize", "train-lm", "sample"}
+"""Commands that go on where they were stopped."""
+
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
@@ -52,11 +55,11 @@ class Application(TyperGroup):
             console.fail(error)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            _stopped("Interrupted")
+            _stopped("Interrupted", ctx.invoked_subcommand)
             raise typer.Exit(INTERRUPTED) from None
         except SystemExit as stop:
             if stop.code == TERMINATED:
-                _stopped("Terminated")
+                _stopped("Terminated", ctx.invoked_subcommand)
             raise
 
 
@@ -111,6 +114,7 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _stopped(how: str) -> None:
+def _stopped(how: str, command: str | None) -> None:
     if console.is_main():
-        console.say(f"{how}. The same command resumes.")
+        again = "resumes" if command in RESUMABLE else "starts over"
+        console.say(f"{how}. The same command {again}.")

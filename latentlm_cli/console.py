@@ -10,7 +10,6 @@ Notable choices:
 """
 
 import json
-import math
 import os
 import traceback
 from collections.abc import Mapping
@@ -53,15 +52,17 @@ def show(result: "Result", as_json: bool = False, dry_run: bool = False) -> None
         as_json: one JSON object on one line, all of the result; otherwise a table.
         dry_run: print the details below the table: they are the plan that was asked for.
     """
+    from latentlm_core.report import finite
+
     if not is_main():
         return
     if as_json:
-        typer.echo(json.dumps(_finite(result.to_dict())))
+        typer.echo(json.dumps(finite(result.to_dict())))
         return
     rows = [(name, _readable(value)) for name, value in _flat(result.figures)]
     _show_table(result.title, [*rows, *result.files.items()])
     if dry_run and result.details:
-        typer.echo("\n" + json.dumps(_finite(result.details), indent=2))
+        typer.echo("\n" + json.dumps(finite(result.details), indent=2))
 
 
 def fail(error: LatentLMError | OSError) -> None:
@@ -121,12 +122,3 @@ def _readable(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_readable(item) for item in value)
     return str(value)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they become null."""
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -70,7 +70,7 @@ def recon(
     data: options.Data,
     vae: options.Vae = None,
     split: options.Split = "test",
-    extractor: options.Extractor = "inception",
+    extractor: options.RebuiltExtractor = "inception",
     weights: options.Weights = None,
     offline: options.Offline = False,
     num_samples: options.NumImages = None,
@@ -155,7 +155,9 @@ def stats(
             "--image-size", min=1, metavar="PIXELS", help="Side that images are cropped to."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The .npz to write, in ADM's format.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="The .npz to write: mu and sigma, as in ADM's files.")
+    ],
     split: options.Split = "train",
     extractor: options.Extractor = "inception",
     weights: options.Weights = None,

@@ -59,7 +59,7 @@ Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Decides every dr
 BatchSize = Annotated[
     int,
     typer.Option(
-        "--batch-size", min=1, metavar="N", help="At a time; the result does not depend on it."
+        "--batch-size", min=1, metavar="N", help="At a time; it changes no more than rounding."
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
@@ -89,6 +89,10 @@ Extractor = Annotated[
     str,
     typer.Option("--extractor", help="inception, or the folder of a classifier, for its features."),
 ]
+RebuiltExtractor = Annotated[
+    str,
+    typer.Option("--extractor", help="inception, the folder of a classifier, or none for no rFID."),
+]
 Report = Annotated[
     Path | None,
     typer.Option("--out", help="File of the report; beside what it measures if left out."),
@@ -100,9 +104,7 @@ Weights = Annotated[
 Offline = Annotated[bool, typer.Option("--offline", help="Never download weights.")]
 NumImages = Annotated[
     int | None,
-    typer.Option(
-        "-n", "--num-samples", min=1, metavar="N", help="Use the first N only; all if left out."
-    ),
+    typer.Option("-n", "--num-samples", min=1, metavar="N", help="Use only N; all if left out."),
 ]
 
 

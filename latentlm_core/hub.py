@@ -28,6 +28,12 @@ ALLOWED_SUFFIXES = (".json", ".safetensors", ".md")
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
 
+_ROOT = r"(?:~?/|[A-Za-z]:[\\/](?!/)|\\\\)"
+_PATH_SPEC = re.compile(rf"(?P<name>(?:(?!https?:)\w{{2,}}:)?)(?P<path>{_ROOT}.*)", re.DOTALL)
+"""A path, or the name of a data set with one, as ``cifar10:/data/cifar10``."""
+_PATH = re.compile(rf"(?P<url>https?://\S*)|(?P<path>(?<![\w./~\\]){_ROOT}[^\s\"'`,;)\]]+)")
+"""A path inside a sentence; an address is none."""
+
 
 def is_hub_id(text: str) -> bool:
     """Whether ``text`` names a repository: ``hf:ORG/NAME``, or ``ORG/NAME`` where no folder ORG is.
@@ -55,7 +61,7 @@ def download(repo_id: str, offline: bool = False) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    name = _repository(repo_id)
+    name = repository_name(repo_id)
     try:
         folder = snapshot_download(
             name, allow_patterns=list(ALLOWED_PATTERNS), local_files_only=offline
@@ -83,7 +89,7 @@ def upload(folder: Path, repo_id: str, private: bool = False) -> str:
     """
     from huggingface_hub import HfApi
 
-    name = _repository(repo_id)
+    name = repository_name(repo_id)
     check_export(folder)
     api = HfApi(library_name="latentlm")
     try:
@@ -124,12 +130,13 @@ def model_card(
     Args:
         config: the export's config.json.
         evaluation: reports as ``latentlm eval`` writes them: ``values`` by name, or the ``best``
-            point of a sweep and its ``metric``, with protocol and ``warnings``.
+            point of a sweep and its ``metric``, with protocol and ``warnings``; others fail
+            ``is_report``.
         repo_id: where it will stand, for the example.
 
     Returns:
-        Markdown under a YAML front matter that the hub reads. Paths of this machine are reduced
-        to file names.
+        Markdown under a YAML front matter that the hub reads, without paths of this machine. It
+        states no licence: that of the weights is their maker's to choose.
     """
     is_tokenizer = config.get("kind") == "sigma-vae"
     command = (
@@ -137,7 +144,7 @@ def model_card(
         if is_tokenizer
         else f"latentlm sample --model {repo_id} --class 0 -n 16"
     )
-    reports = [_report_section(report) for report in evaluation]
+    reports = [_report_section(public(report)) for report in evaluation]
     parts = [
         _front_matter(is_tokenizer, evaluation),
         f"# {repo_id.rpartition('/')[2]}",
@@ -150,6 +157,45 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
+def is_report(value: Any) -> bool:
+    """Whether a JSON value is a report that a card can show."""
+    if not isinstance(value, dict):
+        return False
+    best = value.get("best")
+    is_sweep = isinstance(best, dict) and "fid" in best and isinstance(value.get("metric"), str)
+    return (
+        (isinstance(value.get("values"), dict) or is_sweep)
+        and isinstance(value.get("protocol", {}), dict)
+        and isinstance(value.get("warnings", []), list)
+    )
+
+
+def public(value: Any) -> Any:
+    """A JSON value with each absolute path, inside texts too, reduced to its last part."""
+    if isinstance(value, Mapping):
+        return {name: public(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    whole = _PATH_SPEC.fullmatch(value)
+    if whole:
+        return whole["name"] + _last_part(whole["path"])
+    return _PATH.sub(lambda found: found["url"] or _last_part(found["path"]), value)
+
+
+def repository_name(text: str) -> str:
+    """``ORG/NAME`` out of ``ORG/NAME`` or ``hf:ORG/NAME``.
+
+    Raises:
+        ArtifactError: the text is neither.
+    """
+    name = text.removeprefix(PREFIX)
+    if _REPOSITORY.fullmatch(name) is None:
+        raise ArtifactError(f"{text} does not name a hub repository; such a name is ORG/NAME.")
+    return name
+
+
 _TOKENIZER_TEXT = (
     "The sigma-VAE of LatentLM (arXiv:2412.08635): it turns images into short sequences of "
     "continuous latents and back."
@@ -159,15 +205,14 @@ _GENERATOR_TEXT = (
     "LatentLM (arXiv:2412.08635). The tokenizer is in the folder `tokenizer`."
 )
 _METRICS = ("fid", "is", "kid", "precision", "recall", "rfid", "psnr", "ssim", "lpips")
-_STATED = ("num_samples", "num_images", "samples", "data", "reference", "extractor")
+_STATED = ("num_samples", "num_images", "samples", "data", "split", "reference", "extractor")
 """What of a report's protocol stands above its figures."""
 
 
 def _front_matter(is_tokenizer: bool, evaluation: Sequence[Mapping[str, Any]]) -> str:
     measured = {name for report in evaluation for name in _figures(report)}
     kind = "sigma-vae" if is_tokenizer else "class-conditional-image-generation"
-    lines = ["---", "license: apache-2.0", "library_name: latentlm"]
-    lines += ["tags:", "- latentlm", f"- {kind}"]
+    lines = ["---", "library_name: latentlm", "tags:", "- latentlm", f"- {kind}"]
     metrics = [name for name in _METRICS if name in measured]
     lines += ["metrics:", *(f"- {name}" for name in metrics)] if metrics else []
     return "\n".join([*lines, "---"])
@@ -198,29 +243,16 @@ def _figures(report: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(_public(value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _folded_json(value: Mapping[str, Any]) -> str:
-    text = json.dumps(_public(value), indent=2)
+    text = json.dumps(public(value), indent=2)
     return f"<details><summary>JSON</summary>\n\n```json\n{text}\n```\n\n</details>"
 
 
-def _public(value: Any) -> Any:
-    """``value`` with each absolute path reduced to its last part."""
-    if isinstance(value, Mapping):
-        return {name: _public(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_public(item) for item in value]
-    is_path = isinstance(value, str) and Path(value).is_absolute()
-    return Path(value).name if is_path else value
-
-
-def _repository(text: str) -> str:
-    name = text.removeprefix(PREFIX)
-    if _REPOSITORY.fullmatch(name) is None:
-        raise ArtifactError(f"{text} does not name a hub repository; such a name is ORG/NAME.")
-    return name
+def _last_part(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
 
 
 def _may_travel(path: Path) -> bool:

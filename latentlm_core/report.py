@@ -112,8 +112,8 @@ class ReportPage:
             ],
             "details": dict(self.details),
         }
-        finite: dict[str, Any] = _finite(record)
-        return finite
+        as_json: dict[str, Any] = finite(record)
+        return as_json
 
     def to_html(self) -> str:
         """The page as one self-contained document.
@@ -149,6 +149,15 @@ def write_report(page: ReportPage, folder: Path) -> tuple[Path, Path]:
     return as_html, as_json
 
 
+def finite(value: Any) -> Any:
+    """The same JSON value with null for infinities and NaN, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _block_record(block: Picture | Table | Command) -> dict[str, Any]:
     match block:
         case Picture():
@@ -158,15 +167,6 @@ def _block_record(block: Picture | Table | Command) -> dict[str, Any]:
             return {"table": rows, "header": list(block.header), "caption": block.caption}
         case Command():
             return {"command": block.text}
-
-
-def _finite(value: Any) -> Any:
-    """The same JSON value with null for numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _section_html(section: Section) -> str:

@@ -30,7 +30,6 @@ FLOORS = {
     "latentlm_core.tokenizers": 2,
     "latentlm_core.models": 2,
     "latentlm_core.published": 2,
-    "latentlm_core.published_vae": 2,
     "latentlm_core.data": 3,
     "latentlm_core.hub": 3,
     "latentlm_core.figures": 3,

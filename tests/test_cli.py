@@ -157,6 +157,8 @@ def test_wrong_usage_is_explained_and_exits_with_2(line: str, complaint: str) ->
         ("sample --model runs/none", "runs/none"),
         ("eval fid --reference embedded:shapes", "latentlm sample"),
         ("eval recon --data embedded:shapes", "latentlm train-vae"),
+        ("eval sweep --steps 0", "num_inference_steps = 0"),
+        ("eval sweep --cfg -3", "guidance_scale = -3"),
         ("push nobody/nothing", "latentlm train-lm"),
     ],
 )
@@ -212,11 +214,11 @@ def answer(line: str, told: str = "") -> dict[str, Any]:
 # --- what an exception becomes ---------------------------------------------------------------
 
 
-def raising(error: BaseException) -> typer.Typer:
+def raising(error: BaseException, name: str = "work") -> typer.Typer:
     """The real application's group around one command that raises."""
     small = typer.Typer(cls=Application, pretty_exceptions_enable=False)
 
-    @small.command()
+    @small.command(name)
     def work() -> None:
         raise error
 
@@ -238,8 +240,8 @@ def raising(error: BaseException) -> typer.Typer:
             "Error: a.txt: No space left on device.\n",
         ),
         (PermissionError(errno.EACCES, "Permission denied"), 1, "Error: Permission denied.\n"),
-        (KeyboardInterrupt(), 130, "Interrupted. The same command resumes.\n"),
-        (SystemExit(143), 143, "Terminated. The same command resumes.\n"),
+        (KeyboardInterrupt(), 130, "Interrupted. The same command starts over.\n"),
+        (SystemExit(143), 143, "Terminated. The same command starts over.\n"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
     ],
 )
@@ -248,6 +250,19 @@ def test_what_is_no_bug_becomes_a_line_and_an_exit_code(
 ) -> None:
     done = runner.invoke(raising(error), "work")
     assert (done.exit_code, done.stdout, done.stderr) == (code, "", stderr)
+
+
+@pytest.mark.parametrize("command", ["demo", "train-vae", "tokenize", "train-lm", "sample"])
+def test_commands_that_go_on_where_they_were_stopped_say_so(command: str) -> None:
+    assert command in COMMANDS
+    done = runner.invoke(raising(KeyboardInterrupt(), command), command)
+    assert done.stderr == "Interrupted. The same command resumes.\n"
+    assert "starts over" in runner.invoke(raising(KeyboardInterrupt(), "push"), "push").stderr
+
+
+def test_the_extractor_that_is_none_is_offered_where_it_is_taken() -> None:
+    assert "or none for no" in runner.invoke(app, "eval recon --help").stdout
+    assert "or none for no" not in runner.invoke(app, "eval fid --help").stdout
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), FileNotFoundError(2, "x")])
@@ -295,8 +310,8 @@ main()
 @pytest.mark.parametrize(
     ("number", "code", "line"),
     [
-        (signal.SIGINT, 130, "Interrupted. The same command resumes.\n"),
-        (signal.SIGTERM, 143, "Terminated. The same command resumes.\n"),
+        (signal.SIGINT, 130, "Interrupted. The same command starts over.\n"),
+        (signal.SIGTERM, 143, "Terminated. The same command starts over.\n"),
     ],
 )
 def test_signals_leave_in_order(number: int, code: int, line: str) -> None:

@@ -30,6 +30,7 @@ from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.tokenizers.conv import ConvConfig
 from latentlm_core.tokenizers.sigma_vae import SigmaVAE, SigmaVAEConfig
 from tests.tiny_evaluation import SIZE, pixels, random_extractor, save_pngs
+from tests.tiny_training import Listener
 
 # Reports of samples
 
@@ -103,18 +104,56 @@ def test_lossy_samples_and_other_sizes_are_warned_of(
     assert any("[64, 64]" in warning for warning in report.warnings)
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "warning"),
+    [
+        ([2] * 24, list(range(24)), "cover 1 of the 24 classes"),
+        ([0, 1] * 12, [0, 1, 2] * 8, "cover 2 of the 3 classes"),
+        ([2] * 24, None, "All samples are of one class."),
+    ],
+)
+def test_classes_that_are_missing_are_warned_of(
+    extractor: ClassifierExtractor, ours: list[int], theirs: list[int] | None, warning: str
+) -> None:
+    samples, images = (
+        image_array(pixels(seed=seed), "noise", labels)
+        for seed, labels in enumerate((ours, theirs))
+    )
+    direct = evaluate_images(["fid"], samples, images, extractor)
+    stored = evaluate_images(["fid"], samples, reference_statistics(images, extractor), extractor)
+    for report in (direct, stored):
+        assert [text for text in report.warnings if warning in text]
+
+
+def test_classes_that_are_all_there_are_not_warned_of(extractor: ClassifierExtractor) -> None:
+    samples = image_array(pixels(), "noise", [0, 1, 2] * 8)
+    for reference in (samples, image_array(pixels(), "noise")):
+        warnings = evaluate_images(["fid"], samples, reference, extractor).warnings
+        assert not [text for text in warnings if "class" in text]
+
+
 def test_a_sweep_finds_the_least_distance(extractor: ClassifierExtractor) -> None:
     reference = reference_statistics(image_array(pixels(), "noise"), extractor)
 
     def draw(point: SweepPoint) -> ImageSet:
         return image_array(pixels(seed=0 if point.guidance_scale == 2.0 else 1), "drawn")
 
-    points = grid_points([1.0, 2.0, 3.0], [5, 10])
-    report = sweep(points, draw, reference, extractor)
+    points, progress = grid_points([1.0, 2.0, 3.0], [5, 10]), Listener()
+    report = sweep(points, draw, reference, extractor, progress=progress)
+    assert progress.warnings == list(report.warnings)
+    assert any("24 samples are fewer than 2048" in warning for warning in report.warnings)
     assert len(report.rows) == 6
     assert (report.best.guidance_scale, report.best.num_inference_steps) == (2.0, 5)
     assert report.best.fid == pytest.approx(0.0, abs=1e-6)
     assert report.metric == f"fid[{extractor.name}]"
+
+
+@pytest.mark.parametrize(
+    ("scale", "steps"), [(-1.0, 5), (math.inf, 5), (math.nan, 5), (1.0, 0), (1.0, 1001)]
+)
+def test_points_out_of_range_are_refused(scale: float, steps: int) -> None:
+    with pytest.raises(ConfigError, match=r"sweep: (guidance_scale|num_inference_steps) = "):
+        grid_points([1.0, scale], [steps])
 
 
 # Reconstruction

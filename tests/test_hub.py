@@ -11,15 +11,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
-import yaml
 from huggingface_hub import constants
 
-from latentlm_core import hub
+from latentlm_core import hub, workflows
 from latentlm_core.errors import ArtifactError
-from latentlm_core.files import read_json, read_safetensors, write_json, write_safetensors
+from latentlm_core.files import (
+    read_json,
+    read_safetensors,
+    sha256_file,
+    write_json,
+    write_safetensors,
+)
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 CONFIG = {"format": "latentlm", "kind": "generator", "classes": ["zero", "one"]}
@@ -271,48 +275,44 @@ def test_a_folder_that_is_no_export_is_not_pushed(tmp_path: Path) -> None:
         hub.upload(tmp_path, "someone/digits")
 
 
-# --- the card --------------------------------------------------------------------------------
+# --- the command -----------------------------------------------------------------------------
 
 
-def test_the_card_states_kind_use_figures_and_protocol() -> None:
-    reports = [
-        {
-            "values": {"fid": 12.345678, "is_std": 0.1},
-            "protocol": {"num_samples": 500, "reference": "mnist", "weights_file": "/home/me/w.pt"},
-            "warnings": ["500 images are few."],
-        },
-        {
-            "best": {"guidance_scale": 1.5, "num_inference_steps": 20, "fid": 7.0},
-            "metric": "kid[digits]",
-            "rows": [],
-        },
-    ]
-    card = hub.model_card(CONFIG, reports, "someone/digits")
-    head, body = card.removeprefix("---\n").split("---\n", 1)
-    assert yaml.safe_load(head) == {
-        "license": "apache-2.0",
-        "library_name": "latentlm",
-        "tags": ["latentlm", "class-conditional-image-generation"],
-        "metrics": ["fid"],
-    }
-    for part in (
-        "latentlm sample --model someone/digits --class 0",
-        "### fid\n\nnum_samples 500; reference mnist",
-        "| fid | 12.35 |",
-        "- 500 images are few.",
-        "### kid[digits]",
-        "| guidance_scale | 1.5 |",
-        '"weights_file": "w.pt"',
-        '"format": "latentlm"',
-    ):
-        assert part in body, part
-    assert "/home/me" not in card
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The export of a run whose provenance names folders of this machine."""
+    monkeypatch.setenv("LATENTLM_HOME", str(tmp_path))
+    folder = write_export(tmp_path / "runs" / "digits" / "export")
+    (folder.parent / "metrics.jsonl").touch()
+    for part in (folder, folder / "tokenizer"):
+        provenance = {"data": "cifar10:/home/me/x", "figures": {"log": ["seen in /home/me/log"]}}
+        write_json(part / "config.json", CONFIG | {"provenance": provenance})
+    return folder
 
 
-def test_the_card_of_an_unmeasured_tokenizer() -> None:
-    card = hub.model_card({"kind": "sigma-vae"}, [], "someone/vae")
-    data = huggingface_hub.ModelCard(card).data.to_dict()
-    assert data["tags"] == ["latentlm", "sigma-vae"]
-    assert "metrics" not in data
-    assert "latentlm tokenize --vae someone/vae" in card
-    assert "Nothing was measured" in card
+def test_push_publishes_the_reports_of_these_weights_and_no_path(
+    server: TinyHub, run: Path
+) -> None:
+    sha256 = sha256_file(run / "model.safetensors")
+    for name, model, fid in (("fid", sha256, 12.25), ("sweep", "of before", 99.5)):
+        report = {"values": {"fid": fid}, "model_sha256": model, "protocol": {"w": "/home/me/w"}}
+        write_json(run.parent / "evaluation" / f"{name}.json", report)
+    result = workflows.push(model=str(run), repo_id="someone/digits")
+    assert result.figures["reports"] == 1
+    card = server.files["README.md"].decode()
+    assert "12.25" in card
+    assert "99.5" not in card
+    for name in ("config.json", "tokenizer/config.json"):
+        published = json.loads(server.files[name])
+        assert published["provenance"] == {"data": "cifar10:x", "figures": {"log": ["seen in log"]}}
+        assert published["classes"] == CONFIG["classes"]
+    assert not [name for name, content in server.files.items() if b"/home/me" in content]
+    assert "/home/me" in (run / "config.json").read_text(), "ours stays as it is"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer/model.safetensors"])
+def test_an_export_without_weights_is_not_pushed(server: TinyHub, run: Path, name: str) -> None:
+    (run / name).unlink()
+    with pytest.raises(ArtifactError, match=r"cannot be published: it has no model\.safetensors"):
+        workflows.push(model=str(run), repo_id="someone/digits")
+    assert not server.files

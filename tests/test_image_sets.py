@@ -48,6 +48,12 @@ def test_labels_come_from_samples_jsonl(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text('{"file": 3')
     with pytest.raises(CorruptFileError, match=r"samples.jsonl:1 must be"):
         image_folder(tmp_path)
+    (tmp_path / "samples.jsonl").write_bytes(lines[0].encode() + b'{"file": "\xff", "class": 1}')
+    with pytest.raises(CorruptFileError, match=r"samples.jsonl:2 must be"):
+        image_folder(tmp_path)
+    (tmp_path / "samples.jsonl").write_text("[" * 100_000)
+    with pytest.raises(CorruptFileError, match=r"samples.jsonl:1 must be"):
+        image_folder(tmp_path)
 
 
 def test_the_first_images_of_a_set() -> None:
@@ -65,6 +71,14 @@ def test_the_first_images_of_a_set() -> None:
 )
 def test_label_policies(labels: list[int], policy: str) -> None:
     assert image_array(pixels(3), "x", labels).label_policy == policy
+
+
+def test_how_many_classes_a_set_covers(tmp_path: Path) -> None:
+    assert image_array(pixels(3), "x").num_covered is None
+    assert image_array(pixels(3), "x", [2, 0, 2]).num_covered == 2
+    assert image_source(open_source("embedded:shapes"), SIZE).num_covered == 4
+    save_pngs(tmp_path, pixels(2))
+    assert image_source(open_source(str(tmp_path)), SIZE).num_covered is None
 
 
 def test_a_folder_with_two_sizes_names_the_file(tmp_path: Path) -> None:

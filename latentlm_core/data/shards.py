@@ -80,7 +80,9 @@ class LatentSet:
         if verify:
             for entry in manifest.shards:
                 _check_hash(folder / entry.file, entry.sha256)
-            _check_hash(folder / files.TOKENIZER_FOLDER / files.WEIGHTS_FILE, manifest.tokenizer_sha256)
+            _check_hash(
+                folder / files.TOKENIZER_FOLDER / files.WEIGHTS_FILE, manifest.tokenizer_sha256
+            )
         return cls(folder, manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:

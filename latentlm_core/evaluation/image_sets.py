@@ -42,6 +42,7 @@ class ImageSet:
         read: starts a pass over them.
         resize: what was done to get to ``image_size``.
         labels: the class of each image, where that is known.
+        num_classes: of the data set that they are, where that is known.
         lossy: whether they went through a lossy format.
     """
 
@@ -51,6 +52,7 @@ class ImageSet:
     read: Callable[[], Iterator[Image]]
     resize: str = "none"
     labels: tuple[int, ...] | None = None
+    num_classes: int | None = None
     lossy: bool = False
 
     def __len__(self) -> int:
@@ -82,6 +84,11 @@ class ImageSet:
             return "one class"
         return "balanced" if len(set(counts.values())) == 1 else "unbalanced"
 
+    @property
+    def num_covered(self) -> int | None:
+        """How many classes there are images of, if that is known."""
+        return self.num_classes if self.labels is None else len(set(self.labels))
+
 
 def open_images(path: Path) -> ImageSet:
     """Open a folder of image files or an npz of images.
@@ -99,7 +106,7 @@ def image_folder(folder: Path) -> ImageSet:
 
     Raises:
         DataError: the folder is missing or has no images.
-        CorruptFileError: its first image cannot be decoded.
+        CorruptFileError: its first image cannot be decoded, or its ``samples.jsonl`` is damaged.
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}.")
@@ -180,6 +187,7 @@ def image_source(source: Source, image_size: int, progress: Progress = SILENT) -
         image_size=(image_size, image_size),
         read=read,
         resize=f"ADM centre crop to {image_size}",
+        num_classes=len(source.classes) or None,
     )
 
 
@@ -219,11 +227,11 @@ def _sample_labels(record: Path, paths: Sequence[Path]) -> tuple[int, ...] | Non
     if not record.is_file():
         return None
     classes = {}
-    for number, line in enumerate(record.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(record.read_bytes().splitlines(), start=1):
         try:
             entry = json.loads(line)
             classes[entry["file"]] = entry["class"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise CorruptFileError(
                 f"{record}:{number} must be a JSON object with the keys file and class."
             ) from None

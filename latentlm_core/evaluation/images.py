@@ -276,6 +276,11 @@ def _warnings(
         found.append("The samples went through a lossy format, which by itself moves every metric.")
     if samples.label_policy == "unbalanced":
         found.append("The samples do not have equally many of each class.")
+    covered, known = samples.num_covered, theirs.num_classes if theirs else None
+    if covered is not None and known is not None and covered < known:
+        found.append(f"The samples cover {covered} of the {known} classes of the reference.")
+    elif covered == 1 and known is None:
+        found.append("All samples are of one class.")
     if theirs is None:
         return tuple(found)
     if theirs.num is None:

@@ -1,8 +1,8 @@
 """Reference statistics: the mean and covariance of a reference set's features.
 
-The file is an npz with ``mu`` and ``sigma``, ADM's format, which other evaluators read as well;
-ours adds ``protocol``, a JSON string that says what the numbers were made of. Files without it
-(ADM's own) are known by their file hash.
+The file is an npz with ``mu`` and ``sigma`` as in ADM's files (and pytorch-fid's); ADM's evaluator
+also wants spatial statistics, which are not made here. Ours adds ``protocol``, a JSON string that
+says what the numbers were made of. Files without it (ADM's own) are known by their file hash.
 """
 
 import json
@@ -38,7 +38,8 @@ class ReferenceStatistics:
         mean: float64 (D,).
         covariance: float64 (D, D).
         sha256: of the reference's pixels; of the file where nothing is known of them.
-        protocol: num, resize, image_size, extractor, extractor_digest, versions; {} if unknown.
+        protocol: num, num_classes, resize, image_size, extractor, extractor_digest, versions; {} if
+            unknown.
         images: reference images that came with it (ADM's files carry 10,000), for KID and
             precision-recall.
     """
@@ -53,11 +54,15 @@ class ReferenceStatistics:
     @property
     def num(self) -> int | None:
         """How many images it was made of, if that is known."""
-        num = self.protocol.get("num")
-        return num if isinstance(num, int) else None
+        return self._integer("num")
+
+    @property
+    def num_classes(self) -> int | None:
+        """Of how many classes they were, if that is known."""
+        return self._integer("num_classes")
 
     def save(self, path: Path) -> None:
-        """Write an npz that ADM's evaluators read too; equal statistics give equal bytes."""
+        """Write an npz with ``mu`` and ``sigma`` as ADM's have; equal statistics, equal bytes."""
         record = {"name": self.name, "sha256": self.sha256, **self.protocol}
         arrays = {
             "mu": self.mean,
@@ -65,6 +70,10 @@ class ReferenceStatistics:
             "protocol": np.array(json.dumps(record, sort_keys=True)),
         }
         write_file(path, lambda part: write_arrays(part, arrays))
+
+    def _integer(self, name: str) -> int | None:
+        value = self.protocol.get(name)
+        return value if isinstance(value, int) else None
 
 
 def reference_statistics(
@@ -93,6 +102,7 @@ def fit_statistics(
     """
     protocol = {
         "num": seen.moments.count,
+        "num_classes": images.num_covered,
         "resize": images.resize,
         "image_size": list(images.image_size),
         "extractor": extractor.name,

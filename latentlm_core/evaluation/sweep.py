@@ -7,7 +7,9 @@ each other, not with an FID of 50,000 samples.
 
 from collections.abc import Callable, Sequence
 
-from latentlm_core.config import Config
+from pydantic import Field
+
+from latentlm_core.config import Config, build
 from latentlm_core.errors import ConfigError
 from latentlm_core.evaluation.features import FeatureExtractor
 from latentlm_core.evaluation.image_sets import ImageSet
@@ -19,9 +21,9 @@ from latentlm_core.progress import SILENT, Progress
 class SweepPoint(Config):
     """Settings of the sampler."""
 
-    guidance_scale: float
+    guidance_scale: float = Field(ge=0.0, le=1000.0)
     """1 is no guidance."""
-    num_inference_steps: int
+    num_inference_steps: int = Field(ge=1, le=1000)
     """Steps of the solver."""
 
 
@@ -64,7 +66,7 @@ def sweep(
         reference: what to compare with.
         extractor: the network that made the reference.
         batch_size: images at a time.
-        progress: hears of the walk.
+        progress: hears of the walk, and once of the warnings.
 
     Raises:
         ConfigError: no points.
@@ -84,6 +86,8 @@ def sweep(
             bar.advance(1, guidance_scale=point.guidance_scale, fid=distance)
     best = min(range(len(rows)), key=lambda index: rows[index].fid)
     (metric,) = reports[best].values
+    for warning in reports[best].warnings:
+        progress.warn(warning)
     return SweepReport(
         rows=tuple(rows),
         best=rows[best],
@@ -96,9 +100,13 @@ def sweep(
 def grid_points(
     guidance_scales: Sequence[float], num_inference_steps: Sequence[int]
 ) -> tuple[SweepPoint, ...]:
-    """Every scale with every number of steps."""
+    """Every scale with every number of steps.
+
+    Raises:
+        ConfigError: one is out of range.
+    """
     return tuple(
-        SweepPoint(guidance_scale=float(scale), num_inference_steps=steps)
+        build(SweepPoint, {"guidance_scale": scale, "num_inference_steps": steps}, "sweep")
         for steps in num_inference_steps
         for scale in guidance_scales
     )

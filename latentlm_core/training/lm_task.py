@@ -84,11 +84,12 @@ class DiTTask:
 
     name = "train-lm"
 
-    def __init__(self, model: DiT) -> None:
+    def __init__(self, model: DiT, config: LMLossConfig) -> None:
         self.model = model
         self.modules: Mapping[str, nn.Module] = {"model": model}
         self.exported = model
-        self._turn = Turn("model", model, self._losses, {"latent": 1.0}, self._counts)
+        weights = {"latent": config.latent_weight}
+        self._turn = Turn("model", model, self._losses, weights, self._counts)
 
     def turns(self, step: int) -> Sequence[Turn]:
         """One turn, always the same."""

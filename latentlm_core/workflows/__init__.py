@@ -14,10 +14,10 @@ from latentlm_core.workflows.evaluate import (
     evaluate_reconstruction,
     evaluate_samples,
     make_statistics,
-    sweep,
 )
 from latentlm_core.workflows.push import push
 from latentlm_core.workflows.sample import sample
+from latentlm_core.workflows.sweep import sweep
 from latentlm_core.workflows.tokenize import tokenize
 from latentlm_core.workflows.train_lm import train_lm
 from latentlm_core.workflows.train_vae import train_vae

@@ -122,7 +122,7 @@ def train_lm(
 
 
 def _task(model: Generator, loss: LMLossConfig) -> LMTask | DiTTask:
-    return LMTask(model, loss) if isinstance(model, LatentLM) else DiTTask(model)
+    return LMTask(model, loss) if isinstance(model, LatentLM) else DiTTask(model, loss)
 
 
 def _plan(config: LMRecipe, model: Generator, latents: LatentSet) -> dict[str, Any]:

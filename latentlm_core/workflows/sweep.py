@@ -1,0 +1,111 @@
+"""``latentlm eval sweep``: a model => its FID by guidance scale and number of solver steps."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from latentlm_core.artifacts import load_generator
+from latentlm_core.config import build
+from latentlm_core.data.base import Image
+from latentlm_core.evaluation.image_sets import ImageSet
+from latentlm_core.evaluation.statistics import ReferenceStatistics, reference_statistics
+from latentlm_core.evaluation.sweep import SweepPoint, grid_points
+from latentlm_core.evaluation.sweep import sweep as walk
+from latentlm_core.figures import sweep_curve
+from latentlm_core.files import write_json
+from latentlm_core.progress import SILENT, Progress
+from latentlm_core.report import finite
+from latentlm_core.result import Result
+from latentlm_core.runtime import resolve_device
+from latentlm_core.sampling import Engine, SamplerConfig, make_engine
+from latentlm_core.workflows.drawing import Drawing
+from latentlm_core.workflows.judges import find_extractor, find_reference
+from latentlm_core.workflows.reports import report_folder
+from latentlm_core.workflows.workspace import find_export
+
+
+def sweep(
+    *,
+    scales: Sequence[float],
+    model: str | None = None,
+    reference: str | None = None,
+    steps: Sequence[int] = (20,),
+    num_samples: int = 1000,
+    seed: int = 0,
+    extractor: str = "inception",
+    weights: Path | None = None,
+    offline: bool = False,
+    batch_size: int = 64,
+    out: Path | None = None,
+    device: str = "auto",
+    progress: Progress = SILENT,
+) -> Result:
+    """Measure the FID at each guidance scale and number of solver steps, and draw the curve.
+
+    Args:
+        scales: guidance scales; 1 is off.
+        model: run, export or hub id of a generator; by default the newest.
+        reference: as for ``evaluate_samples``.
+        steps: numbers of solver steps.
+        num_samples: at each point; the same seeds at all of them.
+        seed: of the samples.
+        extractor: ``inception``, or the folder of a classifier.
+        weights: file of Inception's weights.
+        offline: never download them.
+        batch_size: images drawn at once.
+        out: folder of the report and the curve; by default ``evaluation`` in the run.
+        device: auto, cpu, cuda, ...
+        progress: listener.
+
+    Raises:
+        LatentLMError: anything that the user can mend.
+    """
+    points = grid_points(scales, steps)
+    where = resolve_device(device)
+    loaded = load_generator(find_export(model, "generator", progress), where)
+    default = loaded.config.sampler.to_dict()
+    engines = {
+        point: make_engine(loaded.model, build(SamplerConfig, default | point.to_dict(), "sweep"))
+        for point in points
+    }
+    drawing = Drawing.of(loaded, None, where, progress)
+    network = find_extractor(extractor, weights, offline, False, device, progress)
+    data = reference or str(loaded.config.provenance.get("data", ""))
+    theirs = find_reference(data, (drawing.image_size, drawing.image_size), progress)
+    if not isinstance(theirs, ReferenceStatistics):
+        theirs = reference_statistics(theirs, network, batch_size=batch_size, progress=progress)
+    labels = [index % len(loaded.config.classes) for index in range(num_samples)]
+
+    def draw(point: SweepPoint) -> ImageSet:
+        return drawn_images(drawing, engines[point], str(point), labels, seed, batch_size)
+
+    found = walk(points, draw, theirs, network, batch_size=batch_size, progress=progress)
+    details = found.to_dict() | {"model_sha256": loaded.sha256, "seed": seed, "sampler": default}
+    folder = out or report_folder(loaded.folder, model)
+    write_json(folder / "sweep.json", finite(details))
+    sweep_curve([row.to_dict() for row in found.rows], folder / "sweep.png", found.metric)
+    figures = {
+        "best_guidance_scale": found.best.guidance_scale,
+        "best_num_inference_steps": found.best.num_inference_steps,
+        "best_" + found.metric: found.best.fid,
+    }
+    files = {"report": str(folder / "sweep.json"), "curve": str(folder / "sweep.png")}
+    return Result("Sweep", figures, files, details)
+
+
+def drawn_images(
+    drawing: Drawing,
+    engine: Engine,
+    name: str,
+    labels: Sequence[int],
+    seed: int,
+    batch_size: int,
+) -> ImageSet:
+    """Samples of the given classes, drawn a batch at a time as they are read."""
+
+    def read() -> Iterator[Image]:
+        for start in range(0, len(labels), batch_size):
+            some = labels[start : start + batch_size]
+            yield from drawing.images(engine, some, range(start, start + len(some)), seed)
+
+    size = (drawing.image_size, drawing.image_size)
+    return ImageSet(name, len(labels), size, read, labels=tuple(labels))
