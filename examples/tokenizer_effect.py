@@ -18,8 +18,8 @@ TOKENIZERS = {
     "sigma-vae": [],
 }
 GENERATORS = {"dit": "dit-mnist", "latentlm": "mnist"}
-NUM_SAMPLES = 2000
-SCALES = (1.0, 1.5, 2.0, 3.0)
+NUM_SAMPLES = 1000
+SCALES = (1.0, 2.0, 3.0)
 
 
 def main(folder: Path, steps: int) -> None:
