@@ -294,7 +294,9 @@ def test_other_ranks_are_silent_but_for_errors() -> None:
 # --- processes -------------------------------------------------------------------------------
 
 WAITING = """
+import signal
 import time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits "ignore"
 from latentlm_cli.app import app, main
 @app.command()
 def wait() -> None:
@@ -315,16 +317,16 @@ main()
     ],
 )
 def test_signals_leave_in_order(number: int, code: int, line: str) -> None:
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", WAITING, "wait"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "waiting\n"
-    process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (code, "cleaned up\n", line)
 
 
