@@ -8,7 +8,7 @@
 # Interrupted, the same command goes on. CIFAR10_SCALE=small is a proof on a CPU: fewer steps,
 # smaller networks, fewer samples; its FID says that the path works, not how good the recipe is.
 set -euo pipefail
-DATA="cifar10:${1:?the folder of CIFAR-10\'s parquet files}"
+DATA="cifar10:${1:?the folder of CIFAR-10 parquet files}"
 export LATENTLM_HOME="${2:-cifar10-results}"
 VAE_CHANGES=() LM_CHANGES=() SAMPLES=10000 SWEEP=2000 RECON=10000 REFERENCE=50000
 if [[ "${CIFAR10_SCALE:-full}" == small ]]; then

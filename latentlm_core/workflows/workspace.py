@@ -72,31 +72,34 @@ def find_export(spec: str | None, kind: str, progress: Progress) -> Path:
 
 
 def find_latents(spec: str | None, progress: Progress) -> Path:
-    """The latent set that a user means: a folder, a name under ``latents``, or the newest."""
-    if spec is None:
-        newest = _newest(_entries("latents"), lambda folder: True, "manifest.json")
-        if newest is None:
-            raise ArtifactError(
-                f"There is no latent set under {workspace() / 'latents'}.",
-                hint="Make one with: latentlm tokenize",
-            )
-        progress.note(f"Using the newest latent set: {newest}")
-        return newest
-    return _named(spec, "latents")
+    """The latent set that a user means: a folder, a name under ``latents``, or the newest.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    return _find(spec, "latents", "manifest.json", "tokenize", progress)
 
 
 def find_samples(spec: str | None, progress: Progress) -> Path:
-    """The samples that a user means: a folder, a file, a name under ``samples``, or the newest."""
-    if spec is None:
-        newest = _newest(_entries("samples"), lambda folder: True, "samples.jsonl")
-        if newest is None:
-            raise ArtifactError(
-                f"There are no samples under {workspace() / 'samples'}.",
-                hint="Make some with: latentlm sample",
-            )
-        progress.note(f"Using the newest samples: {newest}")
-        return newest
-    return _named(spec, "samples")
+    """The samples that a user means: a folder, a file, a name under ``samples``, or the newest.
+
+    Raises:
+        ArtifactError: there are none.
+    """
+    return _find(spec, "samples", "samples.jsonl", "sample", progress)
+
+
+def _find(spec: str | None, kind: str, mark: str, command: str, progress: Progress) -> Path:
+    if spec is not None:
+        return _named(spec, kind)
+    newest = _newest(_entries(kind), lambda folder: True, mark)
+    if newest is None:
+        raise ArtifactError(
+            f"There are no {kind} under {workspace() / kind}.",
+            hint=f"Make some with: latentlm {command}",
+        )
+    progress.note(f"Using the newest {kind}: {newest}")
+    return newest
 
 
 def _named(spec: str, kind: str) -> Path:
