@@ -54,12 +54,12 @@ VAE_RECIPES: Mapping[str, VAERecipe] = {
         loss=VAELossConfig(
             reconstruction="l1",
             gan_weight=0.5,
-            gan_start_step=10_000,
+            gan_start_step=5_000,
             beta=1e-3,
             critic=CriticConfig(num_layers=2),
         ),
         data=ImageDataConfig(batch_size=256),
-        trainer=TrainerConfig(total_steps=30_000, save_every=1000, ema_decay=0.999),
+        trainer=TrainerConfig(total_steps=10_000, save_every=1000, ema_decay=0.999),
         optimizer=OptimizerConfig(lr=5e-4, betas=(0.9, 0.95)),
     ),
     "cifar10-small": VAERecipe(
@@ -129,7 +129,7 @@ LM_RECIPES: Mapping[str, LMRecipe] = {
         model=latent_lm_size(512, 12, 8, 4, 6),
         loss=LMLossConfig(latent_weight=1.0),
         data=LatentDataConfig(batch_size=256),
-        trainer=TrainerConfig(total_steps=60_000, save_every=2_000, ema_decay=0.9999),
+        trainer=TrainerConfig(total_steps=15_000, save_every=1000, ema_decay=0.9995),
         optimizer=OptimizerConfig(lr=5e-4, betas=(0.9, 0.95), warmup_steps=1000),
     ),
     "cifar10-small": LMRecipe(
