@@ -57,7 +57,7 @@ def test_alpha_bar_is_the_cosine_law_until_the_clip():
 
     for t in (0, 1, 250, 500, 900):
         assert alpha_bar[t].item() == pytest.approx(signal((t + 1) / 1000) / signal(0), rel=1e-9)
-    assert alpha_bar[999].item() == pytest.approx(2.43e-9, rel=1e-2)  # facts.md 9.8
+    assert alpha_bar[999].item() == pytest.approx(2.43e-9, rel=1e-2)
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
@@ -123,7 +123,7 @@ def test_only_ancestral_sampling_is_stochastic_and_its_last_step_is_not():
 
 
 def test_tables_survive_a_cast_of_the_model_to_bfloat16():
-    """The published code casts timesteps to bf16, which leaves 507 of 1000 (facts.md 9.7)."""
+    """The published code casts timesteps to bf16, which leaves 507 of 1000."""
     noise_law = schedule()
     t = torch.arange(1000)
     alpha, _ = noise_law.alpha_sigma(t)

@@ -15,7 +15,7 @@ from latentlm_core.recipes import (
 )
 from latentlm_core.recipes.sizes import PUBLISHED_SIZES
 
-MILLIONS = {  # facts.md 2.2: counted from the official code; latentlm-l is the paper's 479M
+MILLIONS = {  # counted from the official code; latentlm-l is the paper's 479M
     "latentlm-base": 143.2,
     "latentlm-medium": 455.4,
     "latentlm-large": 1023.6,

@@ -21,13 +21,39 @@ from latentlm_core.training.vae_task import VAELossConfig
 
 
 def _published_run(model: LatentLMSize | DiTSize) -> LMRecipe:
-    """ImageNet at 256: 2,048 sequences a step, 250,000 steps (facts.md 2.3)."""
+    """ImageNet at 256 as in the paper: 2,048 sequences a step, 250,000 steps, lr 5e-4."""
     return LMRecipe(
         model=model,
         loss=LMLossConfig(latent_weight=1.0),
         data=LatentDataConfig(batch_size=256),
         trainer=TrainerConfig(total_steps=250_000, accumulate=8, save_every=5_000, log_every=100),
         optimizer=OptimizerConfig(lr=5e-4),
+    )
+
+
+def _digits_run(model: LatentLMSize | DiTSize) -> LMRecipe:
+    """Two minutes on two CPU cores; one budget for LatentLM and DiT, so that they compare."""
+    return LMRecipe(
+        model=model,
+        loss=LMLossConfig(latent_weight=1.0),
+        data=LatentDataConfig(batch_size=64),
+        trainer=TrainerConfig(
+            total_steps=600, save_every=300, validate_every=150, log_every=15, ema_decay=0.99
+        ),
+        optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
+        sampler=SamplerConfig(guidance_scale=2.0),
+    )
+
+
+def _tiny_run(model: LatentLMSize | DiTSize) -> LMRecipe:
+    """Seconds on a CPU: for examples and tests."""
+    return LMRecipe(
+        model=model,
+        loss=LMLossConfig(latent_weight=1.0),
+        data=LatentDataConfig(batch_size=32),
+        trainer=TrainerConfig(total_steps=200, save_every=100, log_every=20, ema_decay=0.99),
+        optimizer=OptimizerConfig(lr=2e-3, warmup_steps=20),
+        sampler=SamplerConfig(guidance_scale=1.5, num_inference_steps=10),
     )
 
 
@@ -100,30 +126,16 @@ VAE_RECIPES: Mapping[str, VAERecipe] = {
 
 LM_RECIPES: Mapping[str, LMRecipe] = {
     **{name: _published_run(size) for name, size in PUBLISHED_SIZES.items()},
-    "mnist": LMRecipe(
-        model=LatentLMSize(
+    "mnist": _digits_run(
+        LatentLMSize(
             backbone=TransformerConfig(
                 hidden_size=192, num_layers=6, num_heads=3, intermediate_size=512
             ),
             head=DiffusionHeadConfig(num_layers=2, intermediate_size=256),
-        ),
-        loss=LMLossConfig(latent_weight=1.0),
-        data=LatentDataConfig(batch_size=64),
-        trainer=TrainerConfig(
-            total_steps=600, save_every=300, validate_every=150, log_every=15, ema_decay=0.99
-        ),
-        optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
-        sampler=SamplerConfig(guidance_scale=2.0),
+        )
     ),
-    "dit-mnist": LMRecipe(
-        model=DiTSize(hidden_size=192, num_layers=5, num_heads=3, intermediate_size=512),
-        loss=LMLossConfig(latent_weight=1.0),
-        data=LatentDataConfig(batch_size=64),
-        trainer=TrainerConfig(
-            total_steps=600, save_every=300, validate_every=150, log_every=15, ema_decay=0.99
-        ),
-        optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
-        sampler=SamplerConfig(guidance_scale=2.0),
+    "dit-mnist": _digits_run(
+        DiTSize(hidden_size=192, num_layers=5, num_heads=3, intermediate_size=512)
     ),
     "cifar10": LMRecipe(
         model=latent_lm_size(512, 12, 8, 4, 6),
@@ -147,19 +159,6 @@ LM_RECIPES: Mapping[str, LMRecipe] = {
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
         sampler=SamplerConfig(guidance_scale=1.5),
     ),
-    "tiny": LMRecipe(
-        model=latent_lm_size(128, 2, 2, 4, 2),
-        loss=LMLossConfig(latent_weight=1.0),
-        data=LatentDataConfig(batch_size=32),
-        trainer=TrainerConfig(total_steps=200, save_every=100, log_every=20, ema_decay=0.99),
-        optimizer=OptimizerConfig(lr=2e-3, warmup_steps=20),
-        sampler=SamplerConfig(guidance_scale=1.5, num_inference_steps=10),
-    ),
-    "dit-tiny": LMRecipe(
-        model=dit_size(128, 3, 2),
-        data=LatentDataConfig(batch_size=32),
-        trainer=TrainerConfig(total_steps=200, save_every=100, log_every=20, ema_decay=0.99),
-        optimizer=OptimizerConfig(lr=2e-3, warmup_steps=20),
-        sampler=SamplerConfig(guidance_scale=1.5, num_inference_steps=10),
-    ),
+    "tiny": _tiny_run(latent_lm_size(128, 2, 2, 4, 2)),
+    "dit-tiny": _tiny_run(dit_size(128, 3, 2)),
 }

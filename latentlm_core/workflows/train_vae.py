@@ -112,14 +112,15 @@ def train_vae(
         export = TokenizerExport(tokenizer=config.tokenizer, provenance=origin)
         save_tokenizer(folder / EXPORT, vae, export)
         _draw(folder, vae, held_out, where)
+    skipped = [item.to_dict() for item in (*stream.skipped, *stream.skipped_held_out)]
     figures = {
         "step": result.step,
         **plan,
         **validation_figures(result),
-        "skipped_images": len(stream.skipped),
+        "skipped_images": len(skipped),
     }
     files = {"export": str(folder / EXPORT), **pictures, "log": str(result.metrics_path)}
-    return Result("sigma-VAE trained", figures, files, origin)
+    return Result("sigma-VAE trained", figures, files, origin | {"skipped": skipped})
 
 
 def _plan(config: VAERecipe, vae: SigmaVAE, train: Source, held_out: Source) -> dict[str, Any]:
