@@ -5,7 +5,7 @@ A source is finite and read at random: shuffling, sharding and resuming are arit
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from latentlm_core.progress import SILENT, Progress
 
 Image = npt.NDArray[np.uint8]
 """An image (H, W, 3), RGB."""
+Samples = npt.NDArray[np.float32]
+"""Audio (S,), one channel, in [-1, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,30 @@ class Example:
     key: str
 
 
-class Source(Protocol):
-    """A finite set of examples in a fixed order."""
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One recording of a source.
+
+    Attributes:
+        samples: float32 (S,), one channel, in [-1, 1], as loud as it was recorded.
+        sample_rate: in Hz, of the recording.
+        text: its transcript, None where there is none.
+        speaker: index into the source's classes, None where it is not known.
+        key: name of the item inside its source, the same on every machine.
+    """
+
+    samples: Samples
+    sample_rate: int
+    text: str | None
+    speaker: int | None
+    key: str
+
+
+Item_co = TypeVar("Item_co", covariant=True)
+
+
+class AnySource(Protocol[Item_co]):
+    """A finite set of items in a fixed order."""
 
     @property
     def name(self) -> str:
@@ -44,17 +68,23 @@ class Source(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes by label; empty where there are none."""
+        """Names of the classes by label, of the speakers in a source of speech; may be empty."""
 
     def __len__(self) -> int:
-        """Number of examples, the broken ones included."""
+        """Number of items, the broken ones included."""
 
-    def __getitem__(self, index: int) -> Example:
-        """Example ``index`` of 0 to ``len - 1``.
+    def __getitem__(self, index: int) -> Item_co:
+        """Item ``index`` of 0 to ``len - 1``.
 
         Raises:
             DataError: it is broken; the message names it by its key.
         """
+
+
+Source = AnySource[Example]
+"""Images."""
+SpeechSource = AnySource[Clip]
+"""Recordings, whose classes are the speakers."""
 
 
 class SkippedItem(Config):
@@ -77,7 +107,11 @@ class SkipLog:
     """
 
     def __init__(
-        self, source: Source, progress: Progress = SILENT, share: float = 0.01, least: int = 10
+        self,
+        source: AnySource[object],
+        progress: Progress = SILENT,
+        share: float = 0.01,
+        least: int = 10,
     ) -> None:
         self._source = source
         self._progress = progress

@@ -16,8 +16,9 @@ validation, test) the set has for it.
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from latentlm_core.data.base import Example, SkipLog, SkippedItem, Source
+from latentlm_core.data.base import AnySource, Example, SkipLog, SkippedItem, Source
 from latentlm_core.data.columns import find_parquet, open_hub, open_parquet
 from latentlm_core.data.embedded import MnistSource, ShapesSource
 from latentlm_core.data.folders import FolderSource, find_split
@@ -38,6 +39,8 @@ __all__ = [
 
 NAMES = ("mnist", "cifar10", "imagenet", "embedded:shapes", "folder:PATH", "hf:ORG/NAME")
 SPLITS = ("train", "test")
+
+Item = TypeVar("Item")
 
 
 def open_source(spec: str, split: str = "train") -> Source:
@@ -69,7 +72,7 @@ def open_with_held_out(spec: str) -> tuple[Source, Source]:
     return (train, test) if test is not None and len(test) else hold_out(train)
 
 
-def hold_out(source: Source, every: int = 20) -> tuple[Source, Source]:
+def hold_out(source: AnySource[Item], every: int = 20) -> tuple[AnySource[Item], AnySource[Item]]:
     """Part a source: every twentieth example (the first one included) is held out.
 
     Returns:
@@ -82,7 +85,7 @@ def hold_out(source: Source, every: int = 20) -> tuple[Source, Source]:
     return Subset(source, kept), Subset(source, held)
 
 
-def spread(source: Source, count: int | None) -> Source:
+def spread(source: AnySource[Item], count: int | None) -> AnySource[Item]:
     """``count`` examples from all over a source, evenly spaced: many sources are sorted by class.
 
     All of it where ``count`` is None or not less than its length.
@@ -92,7 +95,7 @@ def spread(source: Source, count: int | None) -> Source:
     return Subset(source, [place * len(source) // count for place in range(count)])
 
 
-class Subset:
+class Subset(Generic[Item]):
     """Some examples of a source, in the order given.
 
     Args:
@@ -100,7 +103,7 @@ class Subset:
         indices: which of it.
     """
 
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+    def __init__(self, source: AnySource[Item], indices: Sequence[int]) -> None:
         self.name = source.name
         self.classes = source.classes
         self._source = source
@@ -109,7 +112,7 @@ class Subset:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Item:
         return self._source[self._indices[index]]
 
 
