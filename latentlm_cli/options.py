@@ -13,7 +13,9 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        help="mnist, cifar10, imagenet, embedded:shapes, a folder of images, or hf:ORG/NAME.",
+        help="mnist, cifar10, imagenet, embedded:shapes, a folder of images, or hf:ORG/NAME; of "
+        "speech: digit-strings, librispeech, libritts, ljspeech, hibari, a folder, a .csv or "
+        ".jsonl.",
     ),
 ]
 Split = Annotated[

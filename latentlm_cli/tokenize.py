@@ -10,6 +10,7 @@ from latentlm_cli.progress import listener
 EXAMPLES = options.examples(
     "latentlm tokenize --data mnist",
     "latentlm tokenize --data imagenet --vae runs/vae --flip --num-workers 8",
+    "latentlm tokenize --data librispeech:PATH --vae hf:microsoft/VibeVoice-1.5B",
 )
 
 

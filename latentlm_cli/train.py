@@ -11,6 +11,7 @@ from latentlm_cli.progress import listener
 VAE_EXAMPLES = options.examples(
     "latentlm train-vae --data mnist --out runs/digits-vae",
     "latentlm train-vae --data cifar10 --set loss.beta=1e-4 --dry-run",
+    "latentlm train-vae --data ljspeech:PATH --recipe speech-7.5hz",
 )
 LM_EXAMPLES = options.examples(
     "latentlm train-lm --data latents/mnist --out runs/digits",
@@ -58,7 +59,7 @@ def train_vae(
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
-    """Train a sigma-VAE, the tokenizer of images.
+    """Train a sigma-VAE, the tokenizer of images or of speech.
 
     Running the same command again continues an interrupted run.
     """
@@ -93,7 +94,7 @@ def train_lm(
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
-    """Train a LatentLM, or a DiT to compare it with, on a latent set.
+    """Train a LatentLM on a latent set of images or of speech, or a DiT on images.
 
     Running the same command again continues an interrupted run.
     """

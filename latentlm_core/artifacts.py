@@ -2,10 +2,11 @@
 
     EXPORT/config.json          what the weights are: kind, configuration, provenance
     EXPORT/model.safetensors    averaged weights
+    EXPORT/text.json            of a model that reads text: its text tokenizer
     EXPORT/tokenizer/           of a generator: the export of its tokenizer
     EXPORT/README.md            of a pushed export: its model card
 
-A generator's export holds all that sampling needs: normalisation, grid, classes, tokenizer. The
+A generator's export holds all that sampling needs: normalisation, grid, classes, tokenizers. The
 folder has the layout of a hub repository, so the two are read alike.
 """
 
@@ -23,14 +24,17 @@ from latentlm_core.config import C, Config, build
 from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError
 from latentlm_core.files import (
     CONFIG_FILE,
+    TEXT_FILE,
     TOKENIZER_FOLDER,
     WEIGHTS_FILE,
     read_json,
     read_safetensors,
+    read_text,
     sha256_file,
     write_folder,
     write_json,
     write_safetensors,
+    write_text,
 )
 from latentlm_core.models.dit import DiT, DiTConfig
 from latentlm_core.models.latent_lm import LatentLM, LatentLMConfig
@@ -38,6 +42,7 @@ from latentlm_core.sampling import SamplerConfig
 from latentlm_core.tokenizers.base import LatentStats
 from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.tokenizers.sigma_vae import SigmaVAE, SigmaVAEConfig
+from latentlm_core.tokenizers.text import TextTokenizer
 
 Generator = LatentLM | DiT
 
@@ -57,6 +62,15 @@ class TokenizerExport(Config):
     """Data, recipe, steps, figures and versions of the training run."""
 
 
+class SpeechBounds(Config):
+    """How long the speech was that a model learned: what bounds the length of its own."""
+
+    latents_per_character: float = Field(gt=0)
+    """Most latents for a character of the transcript that any utterance had."""
+    longest: int = Field(ge=1)
+    """Latents of the longest utterance."""
+
+
 class GeneratorExport(Config):
     """``config.json`` of a LatentLM or a DiT."""
 
@@ -70,10 +84,15 @@ class GeneratorExport(Config):
     """The network."""
     stats: LatentStats
     """Normalisation of its latents."""
-    grid: tuple[int, ...]
-    """How its latent positions fold back."""
+    grid: tuple[int, ...] | None
+    """How its latent positions fold back; none where their number is for the model to say."""
     classes: tuple[str, ...]
-    """Names of the classes; the token after the last stands for none."""
+    """Names of the classes, after whose tokens one stands for none; of a model that reads text
+    the speakers that it learned from."""
+    text_sha256: str | None = None
+    """Of ``text.json``, where the model reads text."""
+    speech: SpeechBounds | None = None
+    """Of a text-to-speech model."""
     tokenizer_sha256: str
     """Of the weights of the tokenizer whose latents it learned."""
     sampler: SamplerConfig = SamplerConfig()
@@ -83,6 +102,12 @@ class GeneratorExport(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "GeneratorExport":
+        if (self.text_sha256 is None) != (self.speech is None):
+            raise ValueError("text_sha256 and speech go together")
+        if self.text_sha256 is not None:
+            return self
+        if self.grid is None:
+            raise ValueError("a class-conditional model needs a grid")
         if self.model.vocab_size != len(self.classes) + 1:
             raise ValueError(
                 f"{len(self.classes)} classes and a null class need a vocabulary of "
@@ -91,9 +116,23 @@ class GeneratorExport(Config):
         return self
 
     @property
+    def fixed_grid(self) -> tuple[int, ...]:
+        """The grid of a class-conditional model.
+
+        Raises:
+            ArtifactError: it is a text-to-speech model.
+        """
+        if self.grid is None:
+            raise ArtifactError(
+                "This is a text-to-speech model, which has no classes.",
+                hint='Give it something to say: latentlm sample --text "three one four"',
+            )
+        return self.grid
+
+    @property
     def num_latents(self) -> int:
-        """T."""
-        return math.prod(self.grid)
+        """T of a class-conditional model."""
+        return math.prod(self.fixed_grid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +154,17 @@ class LoadedTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class LoadedGenerator:
-    """A LatentLM or DiT from an export; attributes as ``LoadedTokenizer``."""
+    """A LatentLM or DiT from an export; attributes as ``LoadedTokenizer``.
+
+    Attributes:
+        text: the text tokenizer, where the model reads text.
+    """
 
     model: Generator
     config: GeneratorExport
     folder: Path
     sha256: str
+    text: TextTokenizer | None
 
 
 def save_tokenizer(folder: Path, model: SigmaVAE, config: TokenizerExport) -> None:
@@ -130,11 +174,17 @@ def save_tokenizer(folder: Path, model: SigmaVAE, config: TokenizerExport) -> No
 
 
 def save_generator(
-    folder: Path, model: Generator, config: GeneratorExport, tokenizer: Path
+    folder: Path,
+    model: Generator,
+    config: GeneratorExport,
+    tokenizer: Path,
+    text: TextTokenizer | None = None,
 ) -> None:
     """Write an export with the export of its tokenizer inside, whole or not at all."""
     with write_folder(folder) as part:
         _write(part, model, config)
+        if text is not None:
+            write_text(part / TEXT_FILE, text.to_json())
         copy_export(tokenizer, part / TOKENIZER_FOLDER)
 
 
@@ -168,7 +218,8 @@ def load_generator(folder: Path, device: torch.device) -> LoadedGenerator:
     config = _read_config(folder, GeneratorExport)
     model = build_generator(config.model)
     sha256 = _load_weights(model, folder)
-    return LoadedGenerator(model.to(device).eval(), config, folder, sha256)
+    text = None if config.text_sha256 is None else _read_text(folder, config)
+    return LoadedGenerator(model.to(device).eval(), config, folder, sha256, text)
 
 
 def build_generator(config: LatentLMConfig | DiTConfig) -> Generator:
@@ -204,6 +255,18 @@ def _read_config(folder: Path, kind: type[C]) -> C:
         return build(kind, data, str(path))
     except ConfigError as error:
         raise CorruptFileError(str(error)) from None
+
+
+def _read_text(folder: Path, config: GeneratorExport) -> TextTokenizer:
+    path = folder / TEXT_FILE
+    text = TextTokenizer.from_json(read_text(path), str(path))
+    if text.sha256 != config.text_sha256 or text.vocab_size != config.model.vocab_size:
+        raise ArtifactError(
+            f"{path} is not the text tokenizer of the model: it has {text.vocab_size} ids and the "
+            f"sha256 {text.sha256[:12]}, the model {config.model.vocab_size} and "
+            f"{str(config.text_sha256)[:12]}."
+        )
+    return text
 
 
 def _load_weights(model: nn.Module, folder: Path) -> str:

@@ -1,10 +1,10 @@
-"""Pictures of a run: curves, reconstructions beside originals, samples by class.
+"""Pictures of a run: curves, reconstructions beside originals, samples by class, spectrograms.
 
 Figures are made without pyplot, so nothing global changes and any thread may draw. Colours are
 those of Okabe and Ito, which stay apart for colour-blind eyes; validation is told from training by
 its line as well as by its colour.
 
-Axes: B images, H W image.
+Axes: B images, H W image, S audio samples.
 """
 
 import io
@@ -124,6 +124,63 @@ def class_grid(
     axes.tick_params(length=0, labelsize=11)
     axes.spines[:].set_visible(False)
     _save(figure, path)
+
+
+def spectrogram_pairs(
+    originals: Sequence[Tensor],
+    rebuilt: Sequence[Tensor],
+    sample_rate: int,
+    titles: Sequence[str],
+    path: Path,
+) -> None:
+    """Draw recordings, each over its reconstruction.
+
+    Args:
+        originals: audio (S,) each.
+        rebuilt: as many.
+        sample_rate: in Hz.
+        titles: of each pair.
+        path: the PNG to write.
+    """
+    pairs = zip(originals, rebuilt, strict=True)
+    _spectrograms([list(pair) for pair in pairs], sample_rate, titles, path)
+
+
+def spectrograms(
+    audio: Sequence[Tensor], sample_rate: int, titles: Sequence[str], path: Path
+) -> None:
+    """Draw recordings (S,) side by side; arguments as in ``spectrogram_pairs``."""
+    _spectrograms([[one] for one in audio], sample_rate, titles, path)
+
+
+def _spectrograms(
+    groups: Sequence[Sequence[Tensor]], sample_rate: int, titles: Sequence[str], path: Path
+) -> None:
+    """A place for each group, whose members stand one below the other."""
+    depth, columns = len(groups[0]), min(3, len(groups))
+    lines = -(-len(groups) // columns)
+    figure = _figure(3.6 * columns, 1.5 * lines * depth + 0.3)
+    for number, (members, title) in enumerate(zip(groups, titles, strict=True)):
+        line, column = divmod(number, columns)
+        for level, samples in enumerate(members):
+            place = (line * depth + level) * columns + column + 1
+            axes = figure.add_subplot(lines * depth, columns, place)
+            axes.specgram(
+                samples.float().numpy() + 1e-7,
+                NFFT=_WINDOW_MS * sample_rate // 1000,
+                Fs=sample_rate,
+                noverlap=_WINDOW_MS * sample_rate // 1250,
+                cmap="magma",
+                vmin=-110,
+                vmax=-30,
+            )
+            axes.tick_params(labelsize=6, length=0)
+            if level == 0:
+                axes.set_title(title[:48], fontsize=8, loc="left", color=_INK, parse_math=False)
+    _save(figure, path)
+
+
+_WINDOW_MS = 32
 
 
 def _panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:

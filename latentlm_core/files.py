@@ -27,6 +27,8 @@ CONFIG_FILE = "config.json"
 """What an export is: kind, format version, configuration."""
 WEIGHTS_FILE = "model.safetensors"
 """Its weights."""
+TEXT_FILE = "text.json"
+"""The text tokenizer of a model that reads text."""
 TOKENIZER_FOLDER = "tokenizer"
 """The export of the tokenizer, inside that of a generator and inside a latent set."""
 
@@ -122,6 +124,23 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from None
     except (ValueError, RecursionError):
         raise CorruptFileError(f"{path} is not valid JSON.") from None
+
+
+def read_text(path: Path) -> str:
+    """Read UTF-8 text.
+
+    Raises:
+        ArtifactError: the file is not there.
+        CorruptFileError: it is no UTF-8.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"There is no file {path}.") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError:
+        raise CorruptFileError(f"{path} is not UTF-8 text.") from None
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

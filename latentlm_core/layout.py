@@ -8,14 +8,17 @@ the state at position i predicts what stands at position i + 1.
 """
 
 from dataclasses import dataclass, fields
-from enum import IntEnum, StrEnum
+from enum import IntFlag, StrEnum
 
 import torch
 from torch import Tensor
 
 
-class Kind(IntEnum):
-    """What a position holds, or what it must predict."""
+class Kind(IntFlag):
+    """What a position holds, or what it must predict.
+
+    A state may have to predict both: the next latent, and that the latents go on.
+    """
 
     NOTHING = 0
     """Padding; as a prediction: no loss."""
@@ -56,9 +59,9 @@ class SequenceLayout:
         document: (B, L) attention never crosses documents; -1 is padding.
         position: (B, L) restarts in each document; rotary embedding reads it.
         span: (B, L) id of the latent span, -1 outside.
-        predict: (B, L) ``Kind`` of what the state must predict.
-        text_targets: (N,) flat indices into B * L where ``predict`` is TEXT.
-        latent_targets: (M,) flat indices into B * L where ``predict`` is LATENT.
+        predict: (B, L) ``Kind`` of what the state must predict; a union where it is both.
+        text_targets: (N,) flat indices into B * L where ``predict`` has TEXT.
+        latent_targets: (M,) flat indices into B * L where ``predict`` has LATENT.
         is_packed: whether some row holds more than one document, so that a mask is needed.
     """
 
@@ -84,8 +87,8 @@ class SequenceLayout:
             position,
             span,
             predict,
-            (flat == Kind.TEXT).nonzero()[:, 0],
-            (flat == Kind.LATENT).nonzero()[:, 0],
+            (flat & int(Kind.TEXT)).nonzero()[:, 0],
+            (flat & int(Kind.LATENT)).nonzero()[:, 0],
             is_packed=bool((real != real[:, :1]).any()),
         )
 

@@ -2,8 +2,8 @@
 
 Each function takes a state dict as the reference writes it and returns one that our module loads
 strictly. No checkpoint of LatentLM is published yet: the maps serve checkpoints that were trained
-with the official code (microsoft/unilm, LatentLM), and the diffusion head of VibeVoice. The golden
-files use the same names, so agreement with them tests the maps too.
+with the official code (microsoft/unilm, LatentLM), and the acoustic tokenizer and the diffusion
+head of VibeVoice. The golden files use the same names, so agreement with them tests the maps too.
 """
 
 import re
@@ -62,6 +62,22 @@ _VIBEVOICE_HEAD_RULES = (
     (r"^final_layer\.linear\.", "final.projection."),
 )
 
+_VIBEVOICE_TOKENIZER_RULES = (
+    (r"^(encoder|decoder)\.(?:down|up)sample_layers\.0\.0\.conv\.conv\.", r"\1.stem."),
+    (r"^encoder\.downsample_layers\.(\d+)\.0\.conv\.conv\.", r"encoder.downsamples.\1."),
+    (r"^decoder\.upsample_layers\.(\d+)\.0\.convtr\.convtr\.", r"decoder.upsamples.\1."),
+    (r"^(encoder|decoder)\.head\.conv\.conv\.", r"\1.head."),
+    (r"\.stages\.", ".levels."),
+    (r"\.mixer\.conv\.conv\.conv\.", ".conv."),
+    (r"\.gamma$", ".conv_gamma"),
+    (r"\.norm\.weight$", ".conv_norm.weight"),
+    (r"\.ffn_gamma$", ".mlp_gamma"),
+    (r"\.ffn_norm\.", ".mlp_norm."),
+    (r"\.ffn\.linear1\.", ".mlp_in."),
+    (r"\.ffn\.linear2\.", ".mlp_out."),
+)
+_RESAMPLER = re.compile(r"(downsamples|upsamples)\.(\d+)\.")
+
 _VAE_TOWER = {
     "patch_embed.proj": "patch_embed",
     "cls_token": "class_token",
@@ -99,6 +115,18 @@ def dit_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def vibevoice_head_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """microsoft/VibeVoice ``modular_vibevoice_diffusion_head.py`` => ``DiffusionHead``."""
     return _convert(published, _VIBEVOICE_HEAD_RULES)
+
+
+def vibevoice_tokenizer_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """microsoft/VibeVoice ``modular_vibevoice_tokenizer.py``, acoustic => ``SigmaVAE``.
+
+    For ``build_tokenizer`` of a ``CausalConvConfig``. The published lists of resampling layers
+    begin with the stem.
+    """
+    return {
+        _RESAMPLER.sub(lambda match: f"{match[1]}.{int(match[2]) - 1}.", name): tensor
+        for name, tensor in _convert(published, _VIBEVOICE_TOKENIZER_RULES).items()
+    }
 
 
 def sigma_vae_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:

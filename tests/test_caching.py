@@ -2,7 +2,6 @@
 
 import shutil
 import threading
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -17,33 +16,8 @@ from latentlm_core.data.media import center_crop, to_tensor
 from latentlm_core.data.shards import LatentSet
 from latentlm_core.data.sources import open_source
 from latentlm_core.errors import ArtifactError, BusyError, DataError
-from latentlm_core.progress import SilentProgress
 from latentlm_core.tokenizers.base import LatentPosteriorConfig, PosteriorKind
-from tests.tiny_latents import Holed, flip_bit
-
-
-class Interrupting(SilentProgress):
-    """Presses Ctrl-C at the n-th advance."""
-
-    def __init__(self, at):
-        self.left = at
-
-    @contextmanager
-    def bar(self, label, total, unit, done=0):
-        yield self
-
-    def advance(self, amount=1, **figures):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
-def content(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+from tests.tiny_latents import Holed, Interrupting, content, flip_bit
 
 
 def test_a_set_holds_what_the_encoder_says(encode, tmp_path, tokenizers):

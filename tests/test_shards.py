@@ -7,15 +7,23 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from latentlm_core import files
 from latentlm_core.data.caching import encode_source
 from latentlm_core.data.manifest import Manifest, read_manifest
 from latentlm_core.data.shards import LatentSet
 from latentlm_core.errors import ArtifactError, CorruptFileError, DataError, LatentLMError
 from latentlm_core.tokenizers.base import PosteriorKind
-from tests.tiny_latents import Holed, flip_bit
+from tests.tiny_latents import (
+    SPEECH_NETWORK,
+    Holed,
+    Recordings,
+    around,
+    encode_recordings,
+    export_tokenizer,
+    flip_bit,
+    forge,
+)
 
 
 def test_reading_is_picklable_and_bounds_are_checked(encode, tmp_path):
@@ -57,26 +65,12 @@ def test_absent_and_newer_sets_are_told_apart(encode, tmp_path):
     encode()
     path = tmp_path / "a" / "set" / "manifest.json"
     data = json.loads(path.read_text())
-    path.write_text(json.dumps(data | {"format_version": 2}))
-    with pytest.raises(DataError, match="format version 2"):
+    path.write_text(json.dumps(data | {"format_version": 3}))
+    with pytest.raises(DataError, match="format version 3"):
         LatentSet.open(path.parent)
     path.write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(CorruptFileError, match="not the manifest of a latent set"):
         LatentSet.open(path.parent)
-
-
-def forge(folder, number, **changed):
-    """Rewrite a shard with other tensors and a manifest that vouches for it."""
-    path = folder / f"shard-{number:05d}.safetensors"
-    tensors = {k: v.clone() for k, v in load_file(path).items()}
-    tensors |= changed
-    save_file({k: v for k, v in tensors.items() if v is not None}, path)
-    data = json.loads((folder / "manifest.json").read_text())
-    data["shards"][number] |= {
-        "sha256": files.sha256_file(path),
-        "num_bytes": path.stat().st_size,
-    }
-    (folder / "manifest.json").write_text(json.dumps(data))
 
 
 FORGERIES = {
@@ -88,6 +82,7 @@ FORGERIES = {
     "negative": {"label": torch.full((16,), -2)},
     "beyond": {"key_offsets": torch.arange(17) * 10**9},
     "backwards": {"caption_offsets": torch.arange(16, -1, -1)},
+    "around": {"key_offsets": around(16, 144)},
 }
 
 
@@ -152,12 +147,16 @@ def complaint(action):
     return None
 
 
-@pytest.fixture(scope="module")
-def made(tokenizers, tmp_path_factory):
-    tokenizer, export = tokenizers[PosteriorKind.GAUSSIAN]
+@pytest.fixture(scope="module", params=["fixed", "ragged"])
+def made(request, tokenizers, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz") / "set"
-    options = {"spec": "holed", "split": "train", "shard_size": 16, "tokenizer_export": export}
-    encode_source(Holed(broken=[2]), tokenizer, folder, **options)
+    if request.param == "fixed":
+        tokenizer, export = tokenizers[PosteriorKind.GAUSSIAN]
+        options = {"spec": "holed", "split": "train", "shard_size": 16, "tokenizer_export": export}
+        encode_source(Holed(broken=[2]), tokenizer, folder, **options)
+    else:
+        speech = export_tokenizer(PosteriorKind.GAUSSIAN, folder.parent / "export", SPEECH_NETWORK)
+        encode_recordings(folder, *speech, Recordings(broken=[2]))
     return folder, json.loads((folder / "manifest.json").read_text())
 
 
@@ -182,7 +181,11 @@ def test_no_manifest_gets_anything_but_a_sentence(made, data):
     def use_everything():
         latents = LatentSet.open(folder, verify=False)
         latents.manifest.stats(latents.posterior)
-        assert len(latents.read(range(len(latents))).keys) == original["num_examples"]
+        assert len(latents) == original["num_examples"]
+        for index in range(len(latents)):
+            assert len(latents.read_one(index).mean) == latents.lengths[index]
+        if not latents.is_ragged:
+            assert len(latents.read(range(len(latents))).keys) == len(latents)
 
     assert "\n" not in (complaint(use_everything) or "")
 

@@ -1,4 +1,4 @@
-"""Image sets of the `datasets` library: parquet folders and sets on the hub."""
+"""Tables of the `datasets` library: parquet folders and sets on the hub; those that hold images."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ class ColumnSource:
             raise DataError(f"{name} has no image column; it has: {', '.join(features)}.")
         self._image = images[0]
         self._label = _label_column(features)
-        self._caption = next((key for key in CAPTION_COLUMNS if _is_text(features.get(key))), None)
+        self._caption = next((key for key in CAPTION_COLUMNS if is_text(features.get(key))), None)
         self.classes = self._class_names(table)
         wanted = [key for key in (self._image, self._label, self._caption) if key is not None]
         self._table = table.select_columns(wanted).cast_column(
@@ -92,15 +92,23 @@ def open_parquet(paths: Sequence[Path], name: str) -> ColumnSource:
     Raises:
         DataError: they cannot be read or hold no images.
     """
+    return ColumnSource(read_parquet(paths, name), name)
+
+
+def read_parquet(paths: Sequence[Path], name: str) -> Any:
+    """The ``datasets.Dataset`` of parquet files.
+
+    Raises:
+        DataError: they cannot be read.
+    """
     with _quiet() as datasets:
         try:
-            table = datasets.Dataset.from_parquet([str(path) for path in paths])
+            return datasets.Dataset.from_parquet([str(path) for path in paths])
         except Exception as error:  # the library lets through whatever its readers raise
             raise DataError(
                 f"{name} cannot be read as parquet: {_reason(error)}.",
                 hint=f"Files: {', '.join(path.name for path in paths[:3])}",
             ) from None
-    return ColumnSource(table, name)
 
 
 def find_parquet(folder: Path, split: str) -> list[Path]:
@@ -125,7 +133,17 @@ def open_hub(repository: str, split: str, name: str) -> ColumnSource | None:
         None where the set has no part for `train` or `test`.
 
     Raises:
-        DataError: it cannot be loaded, holds no images, or has no split of that very name.
+        DataError: as ``read_hub``, or it holds no images.
+    """
+    table = read_hub(repository, split, name)
+    return None if table is None else ColumnSource(table, name)
+
+
+def read_hub(repository: str, split: str, name: str) -> Any | None:
+    """The ``datasets.Dataset`` of a set on the hub; arguments and None as ``open_hub``.
+
+    Raises:
+        DataError: it cannot be loaded, or has no split of that very name.
     """
     with _quiet() as datasets:
         try:
@@ -140,7 +158,12 @@ def open_hub(repository: str, split: str, name: str) -> ColumnSource | None:
             ) from None
     if table is None and split not in SPLITS:
         raise DataError(f"{name}: no split {split!r}. {did_you_mean(split, known)}")
-    return None if table is None else ColumnSource(table, name)
+    return table
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a feature of a table is a string."""
+    return getattr(kind, "dtype", None) in ("string", "large_string")
 
 
 @contextmanager
@@ -169,10 +192,10 @@ def _is_integer(kind: Any) -> bool:
     return str(getattr(kind, "dtype", "")).startswith(("int", "uint"))
 
 
-def _is_text(kind: Any) -> bool:
-    return getattr(kind, "dtype", None) in ("string", "large_string")
+def _reason(error: BaseException) -> str:
+    import datasets
 
-
-def _reason(error: Exception) -> str:
+    if isinstance(error, datasets.exceptions.DatasetGenerationError):
+        error = error.__cause__ or error  # itself it says no more than its name
     lines = str(error).strip().splitlines()
     return lines[0][:200].rstrip(".") if lines else type(error).__name__

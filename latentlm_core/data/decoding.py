@@ -9,7 +9,7 @@ Axes: n examples, V views of each, S image size.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from latentlm_core.data.media import center_crop
 from latentlm_core.errors import DataError
 from latentlm_core.runtime import generator
 
+Batch = TypeVar("Batch")
 Views = Callable[[Example], Sequence[Image]]
 """What is made of an example: V images of one size."""
 
@@ -81,7 +82,7 @@ def decode(
     )
 
 
-def one_ahead(batches: Iterator[Decoded]) -> Iterator[Decoded]:
+def one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The same batches, each decoded by a thread while the one before it is used.
 
     Decoding is Pillow, which lets go of the interpreter, and numpy: a thread that ran kernels of

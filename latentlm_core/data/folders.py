@@ -37,12 +37,12 @@ class FolderSource:
     def __init__(self, root: Path, name: str) -> None:
         self.name = name
         self._root = root
-        self._paths = _find_images(root)
+        self._paths = find_files(root, SUFFIXES)
         if not self._paths:
             raise DataError(f"{name} holds no images ({', '.join(SUFFIXES)}).")
         folders = _sub_folders(root) if all(os.sep in path for path in self._paths) else []
         self._labels = {folder: label for label, folder in enumerate(folders)}
-        self.classes = tuple(_readable(folder) for folder in folders)
+        self.classes = tuple(readable(folder) for folder in folders)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -50,9 +50,11 @@ class FolderSource:
     def __getitem__(self, index: int) -> Example:
         relative = self._paths[index]
         path = self._root / relative
-        key = _readable(PurePosixPath(*Path(relative).parts).as_posix())
+        key = readable(PurePosixPath(*Path(relative).parts).as_posix())
         label = self._labels.get(Path(relative).parts[0])
-        return Example(read_image(path, key), label, _read_caption(path, key), key)
+        return Example(
+            read_image(path, key), label, read_beside(path.with_suffix(".txt"), key, "caption"), key
+        )
 
 
 def find_split(root: Path, split: str) -> Path | None:
@@ -73,8 +75,12 @@ def find_split(root: Path, split: str) -> Path | None:
     return found[split]
 
 
-def _find_images(root: Path) -> list[str]:
-    """Relative paths of all images, sorted by their parts."""
+def find_files(root: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Relative paths of all files of such names, sorted by their parts.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
     for folder, children, names in os.walk(root, followlinks=True, onerror=_refuse):
@@ -88,9 +94,36 @@ def _find_images(root: Path) -> list[str]:
         found += [
             os.path.relpath(os.path.join(folder, name), root)
             for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+            if name.lower().endswith(suffixes) and not name.startswith(".")
         ]
     return sorted(found, key=lambda path: path.split(os.sep))
+
+
+def read_beside(path: Path, key: str, what: str) -> str | None:
+    """The text of a small file beside the item ``key``, its ``what``.
+
+    Returns:
+        None where there is no such file, or nothing in it.
+
+    Raises:
+        CorruptFileError: it cannot be read.
+        DataError: it is longer than 64 KiB.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_CAPTION_BYTES + 1)
+    except OSError as error:
+        raise CorruptFileError(f"{key}: its {what} cannot be read: {error.strerror}.") from None
+    if len(text) > MAX_CAPTION_BYTES:
+        raise DataError(f"{key}: its {what} is longer than {MAX_CAPTION_BYTES} bytes.")
+    return text.decode("utf-8", "replace").strip() or None
+
+
+def readable(name: str) -> str:
+    """A file name as text; bytes that are no UTF-8 become replacement characters."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _sub_folders(root: Path) -> list[str]:
@@ -102,22 +135,3 @@ def _sub_folders(root: Path) -> list[str]:
 
 def _refuse(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be read: {error.strerror}.")
-
-
-def _read_caption(path: Path, key: str) -> str | None:
-    beside = path.with_suffix(".txt")
-    if not beside.is_file():
-        return None
-    try:
-        with beside.open("rb") as file:
-            text = file.read(MAX_CAPTION_BYTES + 1)
-    except OSError as error:
-        raise CorruptFileError(f"{key}: its caption cannot be read: {error.strerror}.") from None
-    if len(text) > MAX_CAPTION_BYTES:
-        raise DataError(f"{key}: its caption is longer than {MAX_CAPTION_BYTES} bytes.")
-    return text.decode("utf-8", "replace").strip() or None
-
-
-def _readable(name: str) -> str:
-    """A file name as text; bytes that are no UTF-8 become replacement characters."""
-    return os.fsencode(name).decode("utf-8", "replace")

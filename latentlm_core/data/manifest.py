@@ -5,6 +5,9 @@ shards, so they do not depend on how, where or in how many attempts the shards w
 Nothing that a manifest says is believed: sizes, names and sums are checked against each other here
 and against the files when these are opened.
 
+Images of one size have one grid; recordings differ in length, so a set of them has none. Of speech,
+captions are the transcripts, labels the speakers and ``classes`` the speakers' names.
+
 Axes: V variants of each example, T latent positions, C latent channels.
 """
 
@@ -22,10 +25,18 @@ from latentlm_core import files
 from latentlm_core.config import Config, build
 from latentlm_core.data.base import SkippedItem
 from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError, DataError
-from latentlm_core.tokenizers.base import LatentPosteriorConfig, LatentStats, PosteriorKind
+from latentlm_core.tokenizers.base import (
+    Grid,
+    LatentPosteriorConfig,
+    LatentStats,
+    PosteriorKind,
+)
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION: Final = 1
+FIXED_VERSION: Final = 1
+"""Format version of sets with a grid."""
+RAGGED_VERSION: Final = 2
+"""Format version of sets whose examples differ in length, and the newest that is read."""
 
 Size = Annotated[int, Field(ge=0, lt=2**48)]
 Sums = tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
@@ -94,20 +105,20 @@ class LatentPlan(Config):
 
     format: Literal["latentlm-latents"] = "latentlm-latents"
     """What kind of file this is."""
-    format_version: Literal[1] = FORMAT_VERSION
-    """Of the manifest and of the shards."""
+    format_version: Literal[1, 2] = FIXED_VERSION
+    """Of the manifest and of the shards; 2 where there is no grid."""
     data: str
     """The data set, as ``open_source`` takes it."""
     split: str
     """Which part of it."""
     classes: tuple[str, ...]
-    """Names by label."""
+    """Names by label: the speakers' of speech."""
     tokenizer: dict[str, Any]
     """Configuration of the tokenizer."""
     tokenizer_sha256: Digest
     """Of the tokenizer's weights."""
-    grid: Annotated[tuple[Annotated[int, Field(gt=0, le=2**16)], ...], Len(1, 2)]
-    """How the T latent positions of an example fold back."""
+    grid: Annotated[tuple[Annotated[int, Field(gt=0, le=2**16)], ...], Len(1, 2)] | None
+    """How the T latent positions of an example fold back; None where examples differ in length."""
     latent_channels: Annotated[int, Field(gt=0, le=2**14)]
     """C."""
     dtype: Literal["float32", "float16"]
@@ -119,13 +130,33 @@ class LatentPlan(Config):
     shard_size: PositiveInt
     """Items of the source that each shard covers."""
     batch_size: PositiveInt = 64
-    """Views that were encoded at once: with another number, other kernels run and the last bits
-    differ."""
+    """Views (of speech, seconds) that were encoded at once: with another number, other kernels run
+    and the last bits differ."""
+    limits: dict[str, Any] | None = None
+    """Which recordings were taken, of speech; no key of format version 1."""
+
+    @property
+    def fixed_grid(self) -> Grid:
+        """The grid of a set that has one.
+
+        Raises:
+            DataError: examples differ in length.
+        """
+        if self.grid is None:
+            raise DataError(
+                f"The latents of {self.data} differ in length from example to example, where "
+                "latents of one grid are wanted."
+            )
+        return self.grid
 
     @property
     def num_positions(self) -> int:
-        """T."""
-        return math.prod(self.grid)
+        """T of a set with a grid.
+
+        Raises:
+            DataError: examples differ in length.
+        """
+        return math.prod(self.fixed_grid)
 
     @property
     def posterior(self) -> LatentPosteriorConfig:
@@ -144,6 +175,24 @@ class LatentPlan(Config):
     def covers(self, number: int) -> range:
         """Indices of the source that a shard covers."""
         return range(number * self.shard_size, min((number + 1) * self.shard_size, self.num_source))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with the keys that the format version has."""
+        content = super().to_dict()
+        if self.format_version == FIXED_VERSION:
+            del content["limits"]
+        return content
+
+    @model_validator(mode="after")
+    def _is_of_its_version(self) -> Self:
+        if (self.grid is None) != (self.format_version == RAGGED_VERSION):
+            raise ValueError(
+                f"format version {RAGGED_VERSION} is that of sets without a grid, "
+                f"{FIXED_VERSION} of those with one"
+            )
+        if self.limits is not None and self.format_version == FIXED_VERSION:
+            raise ValueError(f"format version {FIXED_VERSION} has no limits")
+        return self
 
 
 class Manifest(LatentPlan):
@@ -192,7 +241,7 @@ class Manifest(LatentPlan):
                 raise ValueError(f"shard {number} is not {shard_name(number)} in its place")
             if entry.count > len(self.covers(number)):
                 raise ValueError(f"{entry.file} has more examples than it covers")
-            if entry.sums.count != entry.count * len(self.variants) * self.num_positions:
+            if not self._has_positions_of(entry):
                 raise ValueError(f"the sums of {entry.file} are not of its examples")
         for sums in (self.statistics, *(entry.sums for entry in self.shards)):
             if {len(sums.sum), len(sums.sum_squares), len(sums.sum_variance)} != {
@@ -205,6 +254,12 @@ class Manifest(LatentPlan):
         if self.num_examples != sum(entry.count for entry in self.shards):
             raise ValueError("num_examples is not the sum of the shards")
         return self
+
+    def _has_positions_of(self, entry: ShardEntry) -> bool:
+        if self.grid is not None:
+            return entry.sums.count == entry.count * len(self.variants) * self.num_positions
+        positions, rest = divmod(entry.sums.count, len(self.variants))
+        return not rest and positions >= entry.count and (entry.count > 0 or positions == 0)
 
 
 def shard_name(number: int) -> str:
@@ -230,9 +285,9 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(data, dict) or data.get("format") != "latentlm-latents":
         raise CorruptFileError(f"{path} is not the manifest of a latent set.")
     version = data.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version > RAGGED_VERSION:
         raise DataError(
-            f"{path} has format version {version}, and this latentlm reads {FORMAT_VERSION}.",
+            f"{path} has format version {version}, and this latentlm reads up to {RAGGED_VERSION}.",
             hint="Update latentlm.",
         )
     try:

@@ -10,18 +10,16 @@ train_hf.py:279-304).
 Axes: B rows, T latent positions, C latent channels.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import count
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from latentlm_core.config import Config
+from latentlm_core.data.order import EpochOrder, batches_from
 from latentlm_core.data.shards import LatentSet
 from latentlm_core.errors import DataError
 from latentlm_core.layout import SequenceLayout
@@ -30,8 +28,10 @@ from latentlm_core.tokenizers.base import LatentStats
 
 
 class LatentDataConfig(Config):
-    """How batches are made of a latent set."""
+    """How batches are made of a latent set of class-conditional images."""
 
+    kind: Literal["classes"] = "classes"
+    """Sequences of a class and the latents of an image."""
     batch_size: int = Field(default=256, ge=1)
     """Sequences a batch (a micro-batch, where gradients are accumulated)."""
     label_drop: float = Field(default=0.1, ge=0.0, lt=1.0)
@@ -78,8 +78,7 @@ class LatentStream:
         latents: the set; its manifest gives posterior and statistics.
         config: batch size, dropped labels, held-out share.
         seed: of the run.
-        read_ahead: batches that a thread makes while a GPU computes; 0 makes each when it is
-            asked for, which is faster where the CPU computes (two pools of threads would compete).
+        read_ahead: batches that a thread makes ahead, see ``batches_from``.
 
     Raises:
         DataError: the set has no labels, or too few examples for one batch.
@@ -96,21 +95,14 @@ class LatentStream:
             latents.posterior, per_channel=config.per_channel_stats
         )
         self.num_classes = len(latents.manifest.classes)
-        order = torch.randperm(len(latents), generator=generator(seed, "held-out"))
-        num_held_out = min(int(len(latents) * config.held_out), 2048)
-        self._held_out = order[:num_held_out].sort().values
-        self._train = order[num_held_out:].sort().values
-        self._order = lru_cache(maxsize=2)(self._permutation)
         if self.num_classes == 0:
             raise DataError(
                 f"The latent set {latents.manifest.name} has no classes, which a "
                 "class-conditional model needs."
             )
-        if len(self._train) < config.batch_size:
-            raise DataError(
-                f"The latent set {latents.manifest.name} has {len(self._train)} examples to train "
-                f"on, fewer than one batch of {config.batch_size}."
-            )
+        self._order = EpochOrder(
+            len(latents), config.held_out, seed, config.batch_size, latents.manifest.name
+        )
 
     @property
     def null_id(self) -> int:
@@ -119,40 +111,23 @@ class LatentStream:
 
     def batches(self, start: int) -> Iterator[SequenceBatch]:
         """Batches start, start + 1, ... without end."""
-        yield from self._ahead(start) if self.read_ahead else map(self.batch, count(start))
-
-    def _ahead(self, start: int) -> Iterator[SequenceBatch]:
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            waiting = deque(reader.submit(self.batch, start + k) for k in range(self.read_ahead))
-            for number in count(start + self.read_ahead):
-                batch = waiting.popleft().result()
-                waiting.append(reader.submit(self.batch, number))
-                yield batch
+        yield from batches_from(self.batch, start, self.read_ahead)
 
     def batch(self, number: int) -> SequenceBatch:
         """Training batch ``number`` of the endless run."""
         size = self.config.batch_size
         source = generator(self.seed, "batch", number)
-        indices = [self._example(place) for place in range(number * size, (number + 1) * size)]
+        indices = [self._order[place] for place in range(number * size, (number + 1) * size)]
         variants = torch.randint(self.latents.num_variants, (size,), generator=source)
         return self._draw(indices, variants.tolist(), source, self.config.label_drop)
 
     def held_out(self) -> Iterator[SequenceBatch]:
         """The validation batches: plain variants, no dropped labels, fixed draws."""
-        if not len(self._held_out):
+        if not len(self._order.held_out):
             return
-        for number, indices in enumerate(torch.split(self._held_out, self.config.batch_size)):
+        for number, indices in enumerate(torch.split(self._order.held_out, self.config.batch_size)):
             source = generator(self.seed, "held-out batch", number)
             yield self._draw(indices.tolist(), 0, source, label_drop=0.0)
-
-    def _example(self, place: int) -> int:
-        """Which example stands at a place of the endless, epoch by epoch shuffled sequence."""
-        epoch, position = divmod(place, len(self._train))
-        return int(self._order(epoch)[position])
-
-    def _permutation(self, epoch: int) -> Tensor:
-        order = torch.randperm(len(self._train), generator=generator(self.seed, "order", epoch))
-        return self._train[order]
 
     def _draw(
         self,

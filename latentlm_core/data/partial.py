@@ -1,18 +1,32 @@
-"""A latent set that is being made: what it will be, and what is done of it.
+"""A latent set that is being made: what it will be, what is done of it, and the making.
 
     progress/plan.json          the ``LatentPlan``, written first
     progress/shard-00000.json   a row of the manifest for each shard that is on the disk
     manifest.json               written last; then progress/ goes away
 
 A set that is complete but was damaged becomes one that is being made, with its sound shards done.
+
+Notable choices:
+    shard k covers source indices [k * n, (k + 1) * n), whatever is broken, whoever makes it;
+    what a modality encodes at once lies inside one shard and begins at a fixed place of it, so that
+    a shard made after an interruption has the bytes that it would have had;
+    shards are written in a thread, behind the encoder;
+    the tokenizer is copied into the set, which is then all that a model needs.
 """
 
 import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from operator import attrgetter, itemgetter
 from pathlib import Path
+
+import torch
+from torch import nn
 
 from latentlm_core import files
 from latentlm_core.config import Config, build
-from latentlm_core.data.base import SkippedItem
+from latentlm_core.data.base import AnySource, SkipLog, SkippedItem
 from latentlm_core.data.manifest import (
     MANIFEST,
     LatentPlan,
@@ -22,7 +36,10 @@ from latentlm_core.data.manifest import (
     read_manifest,
     shard_name,
 )
-from latentlm_core.errors import ConfigError, CorruptFileError, DataError
+from latentlm_core.data.shard_file import Encoded, write_shard
+from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError, DataError
+from latentlm_core.progress import Bar, Progress
+from latentlm_core.runtime import evaluating
 
 PROGRESS = "progress"
 
@@ -34,6 +51,104 @@ class ShardRow(Config):
     """Its row in the manifest."""
     skipped: tuple[SkippedItem, ...]
     """What it leaves out of the indices that it covers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring items of the source that are read together.
+
+    Attributes:
+        shard: the number of the shard that they go to.
+        indices: their places in the source.
+    """
+
+    shard: int
+    indices: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What became of some items of a shard.
+
+    Attributes:
+        shard: its number.
+        pieces: examples, each piece with the index in the source of its first one; the pieces of a
+            shard are put in the order of these.
+        skipped: items that were broken.
+    """
+
+    shard: int
+    pieces: tuple[tuple[int, Encoded], ...]
+    skipped: tuple[SkippedItem, ...]
+
+    def __len__(self) -> int:
+        """Items that it accounts for."""
+        return sum(len(encoded) for _, encoded in self.pieces) + len(self.skipped)
+
+
+def make_set(
+    folder: Path,
+    plan: LatentPlan,
+    source: AnySource[object],
+    tokenizer: nn.Module,
+    tokenizer_export: Path,
+    encode: Callable[[Sequence[Run]], Iterator[Part]],
+    *,
+    run_size: int,
+    unit: str,
+    device: torch.device,
+    progress: Progress,
+) -> Manifest:
+    """Make a latent set, or go on with one, or return the one that is there already.
+
+    Args:
+        folder: where the set goes.
+        plan: what the set is to be.
+        source: what is encoded.
+        tokenizer: what ``encode`` uses; is moved to ``device`` and evaluated there.
+        tokenizer_export: folder of its export; a copy becomes part of the set.
+        encode: from runs of the source to what became of them, in the order of the runs.
+        run_size: items of a run, fewer at the end of a shard.
+        unit: what the items are called.
+        device: where the encoder runs.
+        progress: hears of items done and of broken ones.
+
+    Raises:
+        DataError: the folder has another set, too many items are broken, or a latent is not
+            finite.
+        CorruptFileError: the manifest that is there is damaged.
+        ArtifactError: the file system refused.
+        BusyError: another process is writing the folder.
+    """
+    with files.locked(folder):
+        partial = PartialSet(folder, plan)
+        if partial.missing:
+            partial.begin()
+        _keep_tokenizer(tokenizer_export, folder / files.TOKENIZER_FOLDER, plan.tokenizer_sha256)
+        if partial.missing:
+            log = SkipLog(source, progress)
+            for row in partial.rows.values():
+                log.extend(row.skipped)
+            runs = partial.runs(run_size)
+            done = plan.num_source - sum(len(run.indices) for run in runs)
+            with (
+                evaluating(tokenizer.to(device)),
+                progress.bar(f"encoding {source.name}", plan.num_source, unit, done) as bar,
+            ):
+                _write_behind(partial, encode(runs), log, bar)
+        return partial.finish()
+
+
+def weights_digest(export: Path) -> str:
+    """SHA-256 of the weights of a tokenizer's export.
+
+    Raises:
+        ArtifactError: it has none.
+    """
+    path = export / files.WEIGHTS_FILE
+    if not path.is_file():
+        raise ArtifactError(f"{export} is no export of a tokenizer: it has no {path.name}.")
+    return files.sha256_file(path)
 
 
 class PartialSet:
@@ -69,6 +184,15 @@ class PartialSet:
     def missing(self) -> list[int]:
         """Numbers of the shards that are yet to be made."""
         return [number for number in range(self.plan.num_shards) if number not in self.rows]
+
+    def runs(self, size: int) -> list[Run]:
+        """Everything that is missing, shard by shard, ``size`` items at a time."""
+        return [
+            Run(number, covered[first : first + size])
+            for number in self.missing
+            for covered in (self.plan.covers(number),)
+            for first in range(0, len(covered), size)
+        ]
 
     def begin(self) -> None:
         """Write the plan; from here on the set is incomplete, and can be resumed."""
@@ -137,6 +261,44 @@ class PartialSet:
         return self.folder / PROGRESS / f"{Path(shard_name(number)).stem}.json"
 
 
+def _write_behind(partial: PartialSet, parts: Iterator[Part], log: SkipLog, bar: Bar) -> None:
+    """Collect shards out of parts; a thread writes a shard while the next one is encoded."""
+    pending: Future[None] | None = None
+    shard: list[Part] = []
+    with ThreadPoolExecutor(1) as writer:
+        for part in parts:
+            log.extend(part.skipped)
+            shard.append(part)
+            if sum(map(len, shard)) == len(partial.plan.covers(part.shard)):
+                if pending:
+                    pending.result()
+                pending = writer.submit(_finish_shard, partial, shard)
+                shard = []
+            bar.advance(len(part))
+        if pending:
+            pending.result()
+
+
+def _finish_shard(partial: PartialSet, parts: Sequence[Part]) -> None:
+    number = parts[0].shard
+    pieces = sorted((piece for part in parts for piece in part.pieces), key=itemgetter(0))
+    encoded = Encoded.join(partial.plan, [piece for _, piece in pieces])
+    skipped = sorted((item for part in parts for item in part.skipped), key=attrgetter("index"))
+    entry = write_shard(partial.folder, partial.plan, number, encoded)
+    partial.add(number, ShardRow(entry=entry, skipped=tuple(skipped)))
+
+
+def _keep_tokenizer(export: Path, copy: Path, digest: str) -> None:
+    """Copy the export into the set, unless it is there."""
+    weights = copy / files.WEIGHTS_FILE
+    if weights.is_file() and files.sha256_file(weights) == digest:
+        return
+    with files.write_folder(copy) as part:
+        for path in sorted(export.iterdir()):
+            if path.is_file() and not path.name.startswith("."):
+                shutil.copyfile(path, part / path.name)
+
+
 def _refuse_other(folder: Path, plan: LatentPlan, found: LatentPlan) -> None:
     there, here = dict(found), dict(plan)
     differing = [
@@ -151,5 +313,8 @@ def _refuse_other(folder: Path, plan: LatentPlan, found: LatentPlan) -> None:
         )
 
 
-_SHOWN = ("data", "split", "grid", "dtype", "variants", "num_source", "shard_size", "batch_size")
+_SHOWN = (
+    *("data", "split", "grid", "dtype", "variants"),
+    *("num_source", "shard_size", "batch_size", "limits"),
+)
 """Fields whose values are short enough for a message."""

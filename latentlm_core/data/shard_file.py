@@ -2,18 +2,18 @@
 
 A shard of n examples holds, as safetensors:
 
-    mean            (V, n * T, C)   raw latents, variant by variant, example after example
-    log_variance    (V, n * T, C)   where the posterior is learned
-    offsets         (n + 1,)        where the positions of each example begin, in each variant
-    label           (n,)            -1 where there is none
-    key, caption                    UTF-8 bytes of all texts, one after the other, with
+    mean            (V, P, C)   raw latents, variant by variant, example after example
+    log_variance    (V, P, C)   where the posterior is learned
+    offsets         (n + 1,)    where the positions of each example begin, in each variant
+    label           (n,)        -1 where there is none
+    key, caption                UTF-8 bytes of all texts, one after the other, with
     key_offsets, caption_offsets    (n + 1,); an absent caption is an empty one
 
-Offsets leave room for examples of different lengths; where all have T positions, a shard reads as
+P is the sum of the examples' lengths: n * T where all have T positions, and then (V, P, C) folds to
 (V, n, T, C) without a copy. Noise and normalisation are no part of a shard: they are applied when
 a batch is made.
 
-Axes: V variants, n examples, T latent positions, C latent channels.
+Axes: V variants, n examples, T latent positions of one, P of all, C latent channels.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,9 @@ class Encoded:
     """Examples on their way into a shard.
 
     Attributes:
-        mean: (n, V, T, C) posterior means of every variant.
-        log_variance: (n, V, T, C) where the posterior is learned, else None.
+        mean: (V, P, C) posterior means of every variant, example after example.
+        log_variance: (V, P, C) where the posterior is learned, else None.
+        lengths: (n,) int64, latent positions of each example.
         labels: (n,) int64.
         captions: n texts, None where there is none.
         keys: n keys.
@@ -45,9 +46,30 @@ class Encoded:
 
     mean: Tensor
     log_variance: Tensor | None
+    lengths: Tensor
     labels: Tensor
     captions: tuple[str | None, ...]
     keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.keys)
+
+    @classmethod
+    def join(cls, plan: LatentPlan, parts: Sequence["Encoded"]) -> "Encoded":
+        """All examples of some parts (of none, too), in the order given."""
+        nothing = torch.empty(len(plan.variants), 0, plan.latent_channels)
+        no_numbers = torch.empty(0, dtype=torch.int64)
+        learned = plan.posterior.kind is PosteriorKind.LEARNED
+        variances = [part.log_variance for part in parts if part.log_variance is not None]
+        return cls(
+            mean=torch.cat([nothing, *(part.mean for part in parts)], dim=1),
+            log_variance=torch.cat([nothing, *variances], dim=1) if learned else None,
+            lengths=torch.cat([no_numbers, *(part.lengths for part in parts)]),
+            labels=torch.cat([no_numbers, *(part.labels for part in parts)]),
+            captions=tuple(caption for part in parts for caption in part.captions),
+            keys=tuple(key for part in parts for key in part.keys),
+        )
 
 
 def write_shard(folder: Path, plan: LatentPlan, number: int, encoded: Encoded) -> ShardEntry:
@@ -60,14 +82,14 @@ def write_shard(folder: Path, plan: LatentPlan, number: int, encoded: Encoded) -
     dtype = _DTYPES[plan.dtype]
     mean = encoded.mean.to(dtype)
     log_variance = None if encoded.log_variance is None else encoded.log_variance.to(dtype)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), encoded.lengths.cumsum(0)])
     for values in (mean, log_variance):
-        _check_finite(values, encoded.keys, plan.dtype)
-    count = len(encoded.keys)
+        _check_finite(values, offsets, encoded.keys, plan.dtype)
     key, key_offsets = _pack(encoded.keys)
     caption, caption_offsets = _pack([text or "" for text in encoded.captions])
     tensors = {
-        "mean": _by_variant(mean),
-        "offsets": torch.arange(count + 1) * plan.num_positions,
+        "mean": mean,
+        "offsets": offsets,
         "label": encoded.labels,
         "key": key,
         "key_offsets": key_offsets,
@@ -75,13 +97,13 @@ def write_shard(folder: Path, plan: LatentPlan, number: int, encoded: Encoded) -
         "caption_offsets": caption_offsets,
     }
     if log_variance is not None:
-        tensors["log_variance"] = _by_variant(log_variance)
+        tensors["log_variance"] = log_variance
     path = folder / shard_name(number)
     files.write_safetensors(path, tensors)
     return ShardEntry(
         file=path.name,
         first=plan.covers(number).start,
-        count=count,
+        count=len(encoded),
         sha256=files.sha256_file(path),
         num_bytes=path.stat().st_size,
         sums=LatentSums.of(mean, log_variance),
@@ -98,8 +120,9 @@ class Shard:
 
     Attributes:
         count: n.
-        mean: (V, n, T, C), a view of the file.
-        log_variance: (V, n, T, C), a view of the file, where the posterior is learned.
+        mean: (V, P, C), a view of the file.
+        log_variance: (V, P, C), a view of the file, where the posterior is learned.
+        offsets: (n + 1,) int64, where each example begins among the P positions, and the end.
         labels: (n,) int64.
         keys, captions: n texts by index.
 
@@ -111,11 +134,15 @@ class Shard:
         self.count = entry.count
         self._path = folder / entry.file
         self._tensors = self._map()
-        self.mean = self._latents("mean", manifest)
+        dtype, variants = _DTYPES[manifest.dtype], len(manifest.variants)
+        shape = (variants, entry.sums.count // variants, manifest.latent_channels)
+        self.mean = self._take("mean", dtype, shape)
         learned = manifest.posterior.kind is PosteriorKind.LEARNED
-        self.log_variance = self._latents("log_variance", manifest) if learned else None
-        expected = torch.arange(self.count + 1) * manifest.num_positions
-        if not torch.equal(self._take("offsets", torch.int64, (self.count + 1,)), expected):
+        self.log_variance = self._take("log_variance", dtype, shape) if learned else None
+        self.offsets = self._checked_offsets("offsets", shape[1])
+        if (self.offsets[1:] == self.offsets[:-1]).any():
+            raise CorruptFileError(f"{self._path}: an example has no latents.")
+        if manifest.grid is not None and (self.offsets.diff() != manifest.num_positions).any():
             raise CorruptFileError(f"{self._path}: its offsets are not those of its grid.")
         self.labels = self._take("label", torch.int64, (self.count,))
         if ((self.labels < -1) | (self.labels >= len(manifest.classes))).any():
@@ -139,21 +166,18 @@ class Shard:
             )
         return tensor
 
-    def _latents(self, name: str, manifest: Manifest) -> Tensor:
-        """(V, n, T, C), a view of the file."""
-        variants, positions = len(manifest.variants), manifest.num_positions
-        shape = (variants, self.count * positions, manifest.latent_channels)
-        flat = self._take(name, _DTYPES[manifest.dtype], shape)
-        return flat.view(variants, self.count, positions, manifest.latent_channels)
-
     def _texts(self, name: str) -> "Texts":
-        offsets = self._take(f"{name}_offsets", torch.int64, (self.count + 1,))
         content = self._tensors.get(name)
         size = 0 if content is None else content.numel()
-        content = self._take(name, torch.uint8, (size,))
-        if offsets[0] != 0 or offsets[-1] != size or (offsets.diff() < 0).any():
-            raise CorruptFileError(f"{self._path}: {name}_offsets do not fit its texts.")
-        return Texts(content, offsets, f"{self._path}: {name}")
+        offsets = self._checked_offsets(f"{name}_offsets", size)
+        return Texts(self._take(name, torch.uint8, (size,)), offsets, f"{self._path}: {name}")
+
+    def _checked_offsets(self, name: str, end: int) -> Tensor:
+        """(n + 1,) from 0 to ``end``, none below the one before (differences could overflow)."""
+        offsets = self._take(name, torch.int64, (self.count + 1,))
+        if offsets[0] != 0 or offsets[-1] != end or (offsets[1:] < offsets[:-1]).any():
+            raise CorruptFileError(f"{self._path}: its {name} do not run from 0 to {end}.")
+        return offsets
 
 
 class Texts:
@@ -185,11 +209,6 @@ _NAMES = {
 }
 
 
-def _by_variant(latents: Tensor) -> Tensor:
-    """(n, V, T, C) => (V, n * T, C)."""
-    return latents.transpose(0, 1).flatten(1, 2)
-
-
 def _pack(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     parts = [text.encode("utf-8", "replace") for text in texts]
     offsets = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
@@ -197,8 +216,9 @@ def _pack(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(content), offsets
 
 
-def _check_finite(values: Tensor | None, keys: Sequence[str], dtype: str) -> None:
+def _check_finite(values: Tensor | None, offsets: Tensor, keys: Sequence[str], dtype: str) -> None:
     if values is None or bool(values.isfinite().all()):
         return
-    broken = (~values.isfinite()).flatten(1).any(1).nonzero()[0, 0]
-    raise DataError(f"The latents of {keys[int(broken)]} are not finite as {dtype}.")
+    broken = (~values.isfinite()).any(-1).any(0).nonzero()[0]
+    example = int(torch.searchsorted(offsets, broken, right=True)) - 1
+    raise DataError(f"The latents of {keys[example]} are not finite as {dtype}.")

@@ -4,11 +4,15 @@
     shard-00000.safetensors      ``shard_file`` has the layout
     tokenizer/                   export of the tokenizer
 
+Examples of one grid are gathered by ``read``; those that differ in length (speech, whose captions
+are transcripts and whose labels are speakers) are read one at a time by ``read_one``.
+
 Axes: V variants, n examples, T latent positions, C latent channels.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ from latentlm_core.data.shard_file import Shard
 from latentlm_core.errors import CorruptFileError
 from latentlm_core.tokenizers.base import LatentPosteriorConfig, PosteriorKind
 
-__all__ = ["LatentRecords", "LatentSet", "LatentSums", "Manifest", "ShardEntry"]
+__all__ = ["LatentRecord", "LatentRecords", "LatentSet", "LatentSums", "Manifest", "ShardEntry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,25 @@ class LatentRecords:
     labels: Tensor
     captions: tuple[str | None, ...]
     keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LatentRecord:
+    """One example of a latent set.
+
+    Attributes:
+        mean: (T, C) float32 raw posterior means.
+        log_variance: (T, C) float32 where the posterior is learned, else None.
+        label: -1 where there is none.
+        caption: None where there is none.
+        key: of the source.
+    """
+
+    mean: Tensor
+    log_variance: Tensor | None
+    label: int
+    caption: str | None
+    key: str
 
 
 class LatentSet:
@@ -97,23 +120,76 @@ class LatentSet:
         """V."""
         return len(self.manifest.variants)
 
+    @property
+    def is_ragged(self) -> bool:
+        """Whether examples may differ in length."""
+        return self.manifest.grid is None
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(N,) int64, latent positions of each example."""
+        return torch.cat([shard.offsets.diff() for shard in self._shards])
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(N,) int64, -1 where there is none."""
+        return torch.cat([shard.labels for shard in self._shards])
+
+    def caption(self, index: int) -> str | None:
+        """Caption of an example, None where there is none.
+
+        Raises:
+            IndexError: there is no such example.
+            CorruptFileError: it is no UTF-8.
+        """
+        shard, place = self._locate(index)
+        return shard.captions[place] or None
+
+    def read_one(self, index: int, variant: int = 0) -> LatentRecord:
+        """Copy one example, of a set of either kind.
+
+        Args:
+            index: 0 to ``len - 1``.
+            variant: which variant of it.
+
+        Raises:
+            IndexError: there is no such example or variant.
+            CorruptFileError: a text is no UTF-8.
+        """
+        shard, place = self._locate(index)
+        _check_range("variant", torch.tensor([variant]), self.num_variants)
+        start, end = shard.offsets[place : place + 2].tolist()
+        mean = shard.mean[variant, start:end].to(torch.float32, copy=True)
+        log_variance = None
+        if shard.log_variance is not None:
+            log_variance = shard.log_variance[variant, start:end].to(torch.float32, copy=True)
+        return LatentRecord(
+            mean,
+            log_variance,
+            int(shard.labels[place]),
+            shard.captions[place] or None,
+            shard.keys[place],
+        )
+
     def read(self, indices: Sequence[int], variants: Sequence[int] | int = 0) -> LatentRecords:
-        """Gather examples.
+        """Gather examples of a set with a grid.
 
         Args:
             indices: n examples, 0 to ``len - 1`` each.
             variants: which variant of each, or one for all.
 
         Raises:
+            DataError: examples differ in length.
             IndexError: there is no such example or variant.
             CorruptFileError: a text is no UTF-8.
         """
+        num_positions = self.manifest.num_positions
         places = torch.as_tensor(indices, dtype=torch.int64)
         which = torch.as_tensor(variants, dtype=torch.int64).expand_as(places)
         _check_range("example", places, len(self))
         _check_range("variant", which, self.num_variants)
         number = torch.searchsorted(self._ends, places, right=True)
-        shape = (len(places), self.manifest.num_positions, self.manifest.latent_channels)
+        shape = (len(places), num_positions, self.manifest.latent_channels)
         learned = self.posterior.kind is PosteriorKind.LEARNED
         mean = torch.empty(shape)
         log_variance = torch.empty(shape) if learned else None
@@ -121,16 +197,25 @@ class LatentSet:
         texts: list[tuple[str | None, str]] = [(None, "")] * len(places)
         for k in sorted(set(number.tolist())):
             shard = self._shards[k]
+            folded = (shard.count, num_positions)
             rows = (number == k).nonzero()[:, 0]
             local = places[rows] - (self._ends[k] - shard.count)
-            mean[rows] = shard.mean[which[rows], local].float()
+            mean[rows] = shard.mean.unflatten(1, folded)[which[rows], local].float()
             if log_variance is not None and shard.log_variance is not None:
-                log_variance[rows] = shard.log_variance[which[rows], local].float()
+                spread = shard.log_variance.unflatten(1, folded)
+                log_variance[rows] = spread[which[rows], local].float()
             labels[rows] = shard.labels[local]
             for row, place in zip(rows.tolist(), local.tolist(), strict=True):
                 texts[row] = (shard.captions[place] or None, shard.keys[place])
         captions, keys = zip(*texts, strict=True) if texts else ((), ())
         return LatentRecords(mean, log_variance, labels, captions, keys)
+
+    def _locate(self, index: int) -> tuple[Shard, int]:
+        """The shard of an example, and its place there."""
+        _check_range("example", torch.tensor([index]), len(self))
+        number = int(torch.searchsorted(self._ends, index, right=True))
+        shard = self._shards[number]
+        return shard, index - (int(self._ends[number]) - shard.count)
 
 
 def _check_size(path: Path, num_bytes: int) -> None:

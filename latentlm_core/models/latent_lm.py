@@ -1,8 +1,9 @@
 """LatentLM: one causal Transformer over tokens and continuous latents.
 
 It knows layouts, not modalities: a position is a token or a latent, and a state predicts a token
-(softmax) or a latent (diffusion). A class-conditional image model is a LatentLM whose vocabulary
-is the classes and one null class, with no text to predict.
+(softmax), a latent (diffusion) or both: where latents may end, the token says whether they go on.
+A class-conditional image model is a LatentLM whose vocabulary is the classes and one null class,
+with no text to predict.
 
 Axes: B rows, L fed positions (inputs have L + 1, see ``latentlm_core.layout``), C latent
 channels, D hidden, N latents to predict.
@@ -16,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentlm_core.config import Config
-from latentlm_core.layout import AttentionMask, Kind, SequenceLayout
+from latentlm_core.layout import Kind, SequenceLayout
 from latentlm_core.models.heads import DiffusionHead, DiffusionHeadConfig
 from latentlm_core.models.transformer import Transformer, TransformerConfig
 from latentlm_core.nn.attention import KVCache
@@ -36,6 +37,12 @@ class LatentLMSize(Config):
     def complete(self, grid: tuple[int, ...], channels: int, vocab_size: int) -> "LatentLMConfig":
         """The model for latents of C channels; a sequence takes any ``grid``."""
         return LatentLMConfig(**dict(self), latent_channels=channels, vocab_size=vocab_size)
+
+    def with_text(self, channels: int, vocab_size: int) -> "LatentLMConfig":
+        """The model for latents of C channels among text, with a softmax head."""
+        return LatentLMConfig(
+            **dict(self), latent_channels=channels, vocab_size=vocab_size, predicts_text=True
+        )
 
 
 class LatentLMConfig(LatentLMSize):
@@ -130,7 +137,6 @@ class LatentLM(nn.Module):
 
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
         """Feed embedded positions (B, L, D) after the cache's; the last state, (B, D)."""
-        start = cache.length
-        position = torch.arange(start, start + x.shape[1], device=x.device).unsqueeze(0)
-        mask = AttentionMask(is_causal=True)
-        return self.backbone(x, position, mask, cache)[:, -1]  # type: ignore[no-any-return]
+        length = x.shape[1]
+        states = self.backbone(x, cache.positions(length), cache.mask(length), cache)
+        return states[:, -1]  # type: ignore[no-any-return]

@@ -16,7 +16,12 @@ Rotary = tuple[Tensor, Tensor]
 class KVCache:
     """Keys and values of every layer, allocated once.
 
-    All rows advance together; ``length`` is a host number, so no step waits for the device.
+    All rows advance together; ``length`` is a host number, so no step waits for the device. Rows
+    whose sequences have different lengths end together: shorter ones begin later, behind padding.
+
+    Attributes:
+        length: positions that are stored, padding included.
+        padding: (B,) positions before the first of each row; None where no row has any.
 
     Args:
         num_layers: of the backbone.
@@ -40,6 +45,7 @@ class KVCache:
     ) -> None:
         shape = (num_layers, 2, num_rows, num_kv_heads, max_length, head_dim)
         self.length = 0
+        self.padding: Tensor | None = None
         self._store = torch.zeros(shape, dtype=dtype, device=device)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,6 +62,35 @@ class KVCache:
     def advance(self, num_positions: int) -> None:
         """Count the positions that every layer has stored."""
         self.length += num_positions
+
+    def positions(self, num_new: int) -> Tensor:
+        """Positions of the next L inputs within their sequences, (1, L) or (B, L)."""
+        device = self._store.device
+        columns = torch.arange(self.length, self.length + num_new, device=device).unsqueeze(0)
+        if self.padding is None:
+            return columns
+        return (columns - self.padding.unsqueeze(1)).clamp_min(0)
+
+    def mask(self, num_new: int) -> AttentionMask:
+        """Who among the next L inputs sees what: what is stored, itself and those before it."""
+        if self.padding is None and self.length == 0:
+            return AttentionMask(is_causal=True)
+        if self.padding is None and num_new == 1:
+            return AttentionMask()
+        shape, device = (num_new, self.length + num_new), self._store.device
+        allowed = torch.ones(shape, dtype=torch.bool, device=device).tril(self.length)
+        if self.padding is None:
+            return AttentionMask(allowed=allowed)
+        columns = torch.arange(shape[1], device=device)
+        own = columns == columns[self.length :, None]  # padding sees itself: no empty softmax
+        real = columns >= self.padding[:, None, None]
+        return AttentionMask(allowed=(allowed & (real | own)).unsqueeze(1))
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows, (B',) indices."""
+        self._store = self._store[:, :, rows]
+        if self.padding is not None:
+            self.padding = self.padding[rows]
 
 
 class Attention(nn.Module):
@@ -87,7 +122,7 @@ class Attention(nn.Module):
 
         Args:
             x: (B, L, D).
-            mask: who sees whom; with a cache that holds positions already, rows are causal.
+            mask: who sees whom, among all stored positions where there is a cache.
             rotary: cos and sin (B or 1, 1, L, H / 2).
             cache: keys and values of earlier positions; this call appends its own.
             layer: index of this layer in the cache.
@@ -102,7 +137,6 @@ class Attention(nn.Module):
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
-            mask = _continued(mask, cache.length, query)
             key, value = cache.append(layer, key, value)
         mixed = F.scaled_dot_product_attention(
             query,
@@ -113,14 +147,3 @@ class Attention(nn.Module):
             enable_gqa=self.num_kv_heads != query.shape[1],
         )
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-def _continued(mask: AttentionMask, past: int, query: Tensor) -> AttentionMask:
-    """The causal mask of new queries that also see ``past`` positions."""
-    if past == 0:
-        return mask
-    new = query.shape[2]
-    if new == 1:
-        return AttentionMask()
-    allowed = torch.ones(new, past + new, dtype=torch.bool, device=query.device)
-    return AttentionMask(allowed=allowed.tril(past))

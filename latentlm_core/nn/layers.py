@@ -28,7 +28,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) => (..., D)."""
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, x.shape[-1:], weight, self.eps)
 
 
 class SwiGLU(nn.Module):

@@ -9,6 +9,7 @@ from latentlm_core.models.latent_lm import LatentLMSize
 from latentlm_core.models.transformer import TransformerConfig
 from latentlm_core.recipes.schema import ImageDataConfig, LMRecipe, VAERecipe
 from latentlm_core.recipes.sizes import PUBLISHED_SIZES, dit_size, latent_lm_size
+from latentlm_core.recipes.speech import SPEECH_LM_RECIPES, SPEECH_VAE_RECIPES
 from latentlm_core.sampling import SamplerConfig
 from latentlm_core.tokenizers.conv import ConvConfig
 from latentlm_core.tokenizers.critics import CriticConfig
@@ -122,6 +123,7 @@ VAE_RECIPES: Mapping[str, VAERecipe] = {
         trainer=TrainerConfig(total_steps=200, save_every=100, log_every=20, ema_decay=0.99),
         optimizer=OptimizerConfig(lr=2e-3, warmup_steps=20),
     ),
+    **SPEECH_VAE_RECIPES,
 }
 
 LM_RECIPES: Mapping[str, LMRecipe] = {
@@ -161,4 +163,5 @@ LM_RECIPES: Mapping[str, LMRecipe] = {
     ),
     "tiny": _tiny_run(latent_lm_size(128, 2, 2, 4, 2)),
     "dit-tiny": _tiny_run(dit_size(128, 3, 2)),
+    **SPEECH_LM_RECIPES,
 }

@@ -1,15 +1,20 @@
 """What a recipe holds: everything that decides a run."""
 
-from pydantic import Field
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
 
 from latentlm_core.config import Config
+from latentlm_core.data.audio import ClipLimits
 from latentlm_core.data.packing import LatentDataConfig
+from latentlm_core.data.utterances import SpeechDataConfig
 from latentlm_core.models.dit import DiTSize
 from latentlm_core.models.latent_lm import LatentLMSize
 from latentlm_core.sampling import SamplerConfig
 from latentlm_core.tokenizers.sigma_vae import SigmaVAEConfig
 from latentlm_core.training.lm_task import LMLossConfig
 from latentlm_core.training.optim import OptimizerConfig
+from latentlm_core.training.speech_task import SpeechLossConfig
 from latentlm_core.training.trainer import TrainerConfig
 from latentlm_core.training.vae_task import VAELossConfig
 
@@ -17,6 +22,8 @@ from latentlm_core.training.vae_task import VAELossConfig
 class ImageDataConfig(Config):
     """How batches are made of images."""
 
+    kind: Literal["image"] = "image"
+    """Crops of images."""
     batch_size: int = Field(default=64, ge=1)
     """Images a batch (a micro-batch, where gradients are accumulated)."""
     flip: bool = True
@@ -25,21 +32,46 @@ class ImageDataConfig(Config):
     """Processes that decode images; 0 decodes in the trainer's own."""
 
 
+class SegmentDataConfig(Config):
+    """How batches are made of recordings."""
+
+    kind: Literal["speech"] = "speech"
+    """Segments of recordings."""
+    batch_size: int = Field(default=16, ge=1)
+    """Segments a batch (a micro-batch, where gradients are accumulated)."""
+    segment_seconds: float = Field(default=1.0, gt=0, le=60)
+    """Of a segment; made a whole number of latents."""
+    limits: ClipLimits = ClipLimits()
+    """What a recording must be like."""
+
+
 class VAERecipe(Config):
     """A whole run of ``train-vae``."""
 
     tokenizer: SigmaVAEConfig
     """What is trained."""
-    loss: VAELossConfig = VAELossConfig()
-    """Its objective."""
-    data: ImageDataConfig = ImageDataConfig()
-    """Its batches."""
+    loss: VAELossConfig | SpeechLossConfig = Field(default=VAELossConfig(), discriminator="kind")
+    """Its objective: `image` or `speech`."""
+    data: ImageDataConfig | SegmentDataConfig = Field(
+        default=ImageDataConfig(), discriminator="kind"
+    )
+    """Its batches: `image` or `speech`."""
     trainer: TrainerConfig
     """How long and how."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=3e-4)
     """Of encoder and decoder."""
     critic_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, betas=(0.5, 0.9))
     """Of the discriminator."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        modality = self.tokenizer.network.modality
+        for name, kind in (("loss", self.loss.kind), ("data", self.data.kind)):
+            if kind != modality:
+                raise ValueError(
+                    f"{name}.kind is {kind!r}, but the tokenizer's network is one of {modality}"
+                )
+        return self
 
 
 class LMRecipe(Config):
@@ -49,8 +81,10 @@ class LMRecipe(Config):
     """What is trained."""
     loss: LMLossConfig = LMLossConfig()
     """Its objective."""
-    data: LatentDataConfig = LatentDataConfig()
-    """Its batches."""
+    data: LatentDataConfig | SpeechDataConfig = Field(
+        default=LatentDataConfig(), discriminator="kind"
+    )
+    """Its batches: `classes` or `speech`."""
     trainer: TrainerConfig
     """How long and how."""
     optimizer: OptimizerConfig = OptimizerConfig()

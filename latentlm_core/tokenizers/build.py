@@ -4,6 +4,8 @@ from latentlm_core.runtime import seeded_init
 from latentlm_core.tokenizers.conv import ConvConfig, ConvDecoder, ConvEncoder
 from latentlm_core.tokenizers.critics import CriticConfig, PatchCritic
 from latentlm_core.tokenizers.sigma_vae import Decoder, Encoder, SigmaVAE, SigmaVAEConfig
+from latentlm_core.tokenizers.spectral import SpectralConfig, SpectralDecoder, SpectralEncoder
+from latentlm_core.tokenizers.speech import CausalConvConfig, CausalConvDecoder, CausalConvEncoder
 from latentlm_core.tokenizers.vit import ViTConfig, ViTDecoder, ViTEncoder
 
 
@@ -20,14 +22,13 @@ def build_critic(config: CriticConfig, seed: int = 0) -> PatchCritic:
 
 
 def _networks(config: SigmaVAEConfig) -> tuple[Encoder, Decoder]:
+    outputs, channels = config.encoder_outputs, config.latent_channels
     match config.network:
         case ViTConfig() as vit:
-            return (
-                ViTEncoder(vit, config.encoder_outputs),
-                ViTDecoder(vit, config.latent_channels),
-            )
+            return ViTEncoder(vit, outputs), ViTDecoder(vit, channels)
         case ConvConfig() as conv:
-            return (
-                ConvEncoder(conv, config.encoder_outputs),
-                ConvDecoder(conv, config.latent_channels),
-            )
+            return ConvEncoder(conv, outputs), ConvDecoder(conv, channels)
+        case CausalConvConfig() as causal:
+            return CausalConvEncoder(causal, outputs), CausalConvDecoder(causal, channels)
+        case SpectralConfig() as spectral:
+            return SpectralEncoder(spectral, outputs), SpectralDecoder(spectral, channels)

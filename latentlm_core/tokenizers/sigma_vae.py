@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from latentlm_core.config import Config
-from latentlm_core.errors import DataError
+from latentlm_core.errors import ArtifactError, DataError
 from latentlm_core.tokenizers.base import (
     Grid,
     LatentPosterior,
@@ -24,10 +24,16 @@ from latentlm_core.tokenizers.base import (
     PosteriorKind,
 )
 from latentlm_core.tokenizers.conv import ConvConfig
+from latentlm_core.tokenizers.spectral import SpectralConfig
+from latentlm_core.tokenizers.speech import CausalConvConfig
 from latentlm_core.tokenizers.vit import ViTConfig
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 """Clamp of a learned log-variance: exp() of it stays finite in float32."""
+
+
+SpeechNetwork = CausalConvConfig | SpectralConfig
+"""Networks of audio."""
 
 
 class SigmaVAEConfig(Config):
@@ -37,8 +43,10 @@ class SigmaVAEConfig(Config):
     """C: channels of each latent position."""
     posterior: LatentPosteriorConfig = LatentPosteriorConfig()
     """How a latent is drawn around its mean."""
-    network: ViTConfig | ConvConfig = Field(default=ViTConfig(), discriminator="kind")
-    """The pair of networks: `kind = "vit"` or `kind = "conv"`."""
+    network: ViTConfig | ConvConfig | CausalConvConfig | SpectralConfig = Field(
+        default=ViTConfig(), discriminator="kind"
+    )
+    """The pair of networks: `vit` or `conv` for images, `causal-conv` or `spectral` for speech."""
 
     @property
     def encoder_outputs(self) -> int:
@@ -92,24 +100,47 @@ class SigmaVAE(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Height and width of the images that it was made for, in pixels."""
+        """Height and width of the images that it was made for, in pixels.
+
+        Raises:
+            ArtifactError: it is a tokenizer of speech.
+        """
+        if isinstance(self.config.network, SpeechNetwork):
+            raise ArtifactError("This is a tokenizer of speech, where one of images is wanted.")
         return self.config.network.image_size
 
+    @property
+    def speech(self) -> SpeechNetwork:
+        """The configuration of its networks, which knows sample rate and hop length.
+
+        Raises:
+            ArtifactError: it is a tokenizer of images.
+        """
+        if not isinstance(self.config.network, SpeechNetwork):
+            raise ArtifactError("This is a tokenizer of images, where one of speech is wanted.")
+        return self.config.network
+
     def encode(self, media: Tensor) -> LatentPosterior:
-        """Media (B, 3, H, W) in [-1, 1] => posterior over raw latents (B, T, C), float32.
+        """Media in [-1, 1] => posterior over raw latents (B, T, C), float32.
+
+        Images are (B, 3, H, W), audio is (B, 1, S).
 
         Raises:
             DataError: the network cannot take media of this size.
         """
         self.grid(media.shape)
-        parameters = self.encoder(media).float()
+        return self.posterior(self.encoder(media))
+
+    def posterior(self, parameters: Tensor) -> LatentPosterior:
+        """What the encoder's outputs (B, T, encoder_outputs) stand for."""
+        parameters = parameters.float()
         if self.config.posterior.kind is not PosteriorKind.LEARNED:
             return LatentPosterior(parameters, None, self.config.posterior)
         mean, log_variance = parameters.chunk(2, dim=-1)
         return LatentPosterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE), self.config.posterior)
 
     def decode(self, latents: Tensor, grid: Grid) -> Tensor:
-        """Raw latents (B, T, C) => media (B, 3, H, W) in about [-1, 1], not clamped.
+        """Raw latents (B, T, C) => media in about [-1, 1], not clamped; shapes as in ``encode``.
 
         Raises:
             DataError: T or C does not fit the grid or the tokenizer.
@@ -123,7 +154,7 @@ class SigmaVAE(nn.Module):
         return self.decoder(latents, grid)
 
     def grid(self, media_shape: Sequence[int]) -> Grid:
-        """How the T latent positions of media (..., H, W) fold back.
+        """How the T latent positions of media (..., H, W) or (..., S) fold back.
 
         Raises:
             DataError: the network cannot take media of this size.

@@ -25,8 +25,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from latentlm_core.data.stream import MediaBatch
 from latentlm_core.runtime import generator
 from latentlm_core.training.hardware import autocast
+from latentlm_core.training.speech_task import SpeechVAETask
 from latentlm_core.training.tasks import Turn
 from latentlm_core.training.vae_task import VAETask
+
+AnyVAETask = VAETask | SpeechVAETask
 
 TRAINED_COPIES = 4
 """A trained weight, its gradient and AdamW's two moments."""
@@ -45,7 +48,7 @@ class GanMemory:
     with_gan: int
 
 
-def forecast_gan_memory(task: VAETask, batch: MediaBatch, dtype: torch.dtype) -> GanMemory:
+def forecast_gan_memory(task: AnyVAETask, batch: MediaBatch, dtype: torch.dtype) -> GanMemory:
     """Forecast the memory of a training step without and with the discriminator.
 
     Runs the forward passes of one and of two examples; no weight, gradient or generator of the
@@ -56,7 +59,7 @@ def forecast_gan_memory(task: VAETask, batch: MediaBatch, dtype: torch.dtype) ->
         batch: one batch as the accelerator sees it at once (before accumulation).
         dtype: of the training's autocast; float32 is none.
     """
-    frozen = _bytes(task.perceptual) if task.perceptual is not None else 0
+    frozen = sum(map(_bytes, _frozen(task)))
     critic = TRAINED_COPIES * _bytes(task.critic) if task.critic is not None else 0
     always = TRAINED_COPIES * _bytes(task.vae) + frozen
     with autocast(dtype, batch.media.device):
@@ -65,25 +68,31 @@ def forecast_gan_memory(task: VAETask, batch: MediaBatch, dtype: torch.dtype) ->
     return GanMemory(always + before, always + critic + after)
 
 
-def _activations(task: VAETask, turns: Sequence[Turn], batch: MediaBatch) -> int:
+def _activations(task: AnyVAETask, turns: Sequence[Turn], batch: MediaBatch) -> int:
     """Bytes kept for the backward pass of the turn that keeps most."""
     return max(_extrapolate(task, turn, batch) for turn in turns)
 
 
-def _extrapolate(task: VAETask, turn: Turn, batch: MediaBatch) -> int:
+def _extrapolate(task: AnyVAETask, turn: Turn, batch: MediaBatch) -> int:
     one, two = (_saved(task, turn, _first(batch, count)) for count in (1, 2))
     return one + (two - one) * (len(batch.media) - 1)
 
 
 def _first(batch: MediaBatch, count: int) -> MediaBatch:
-    """The first image, ``count`` times."""
-    return replace(batch, media=batch.media[:1].repeat(count, 1, 1, 1))
+    """The first example, ``count`` times."""
+    first = batch.media[:1]
+    return replace(batch, media=first.repeat(count, *(1,) * (first.ndim - 1)), keys=("",) * count)
 
 
-def _saved(task: VAETask, turn: Turn, batch: MediaBatch) -> int:
+def _frozen(task: AnyVAETask) -> list[nn.Module]:
+    """Networks that are used and not trained."""
+    return [task.perceptual] if isinstance(task, VAETask) and task.perceptual else []
+
+
+def _saved(task: AnyVAETask, turn: Turn, batch: MediaBatch) -> int:
     """Most bytes that autograd keeps for ``turn`` at one time, weights left out."""
-    networks = [task.vae, task.critic, task.perceptual]
-    meter = _Meter({_address(p) for n in networks if n is not None for p in n.parameters()})
+    networks = [*task.modules.values(), *_frozen(task)]
+    meter = _Meter({_address(p) for network in networks for p in network.parameters()})
     randomness = generator("forecast", device=batch.media.device)
     with torch.enable_grad(), saved_tensors_hooks(meter.keep, lambda kept: kept.tensor):
         turn.loss(batch, randomness)

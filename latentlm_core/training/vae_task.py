@@ -1,4 +1,4 @@
-"""Training a sigma-VAE: reconstruction, perceptual distance, discriminator and the KL term.
+"""Training an image sigma-VAE: reconstruction, perceptual distance, discriminator and the KL term.
 
     loss = w_r |x - x'|^p + w_p LPIPS(x, x') + w_g a (-D(x')) + beta kl,   p = 1 or 2
 
@@ -17,7 +17,6 @@ Axes: B images, T latent positions, C latent channels, H W image.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -29,7 +28,6 @@ from torch import Tensor, nn
 from latentlm_core.config import Config
 from latentlm_core.data.stream import MediaBatch
 from latentlm_core.errors import ConfigError
-from latentlm_core.tokenizers.base import LatentPosterior, PosteriorKind
 from latentlm_core.tokenizers.build import build_critic
 from latentlm_core.tokenizers.critics import (
     CriticConfig,
@@ -40,18 +38,17 @@ from latentlm_core.tokenizers.critics import (
 from latentlm_core.tokenizers.lpips import LPIPS, PerceptualNet
 from latentlm_core.tokenizers.sigma_vae import SigmaVAE
 from latentlm_core.training.tasks import Term, Terms, Turn
-
-MIN_NOISE_TO_SIGNAL = 0.1
-"""Below this share of the latents' std, the noise no longer shapes the latent space. The speech
-latents published with VibeVoice sit at about this value; a fresh sigma-VAE starts near 1."""
+from latentlm_core.training.vae_terms import Judgement, figure, latent_terms, noise_warnings
 
 PEAK = 2.0
 """Distance between black and white in [-1, 1], the peak of the PSNR."""
 
 
 class VAELossConfig(Config):
-    """The objective of a tokenizer; the paper gives no weights but beta's default (its code)."""
+    """The objective of an image tokenizer; the paper gives no weights but beta's (its code)."""
 
+    kind: Literal["image"] = "image"
+    """Images: pixels, LPIPS and a patch discriminator."""
     reconstruction: Literal["l1", "l2"] = "l2"
     """Distance of pixels: absolute or squared, a mean over all values."""
     reconstruction_weight: NonNegativeFloat = 1.0
@@ -155,7 +152,7 @@ class VAETask:
         reconstruction = self._decode(posterior.mode(), media)
         error = (reconstruction.clamp(-1.0, 1.0) - media).square().mean(dim=(1, 2, 3))
         psnr = 10.0 * torch.log10(PEAK**2 / error.clamp_min(PEAK**2 * 1e-10))
-        terms = self._distances(media, reconstruction) | _latent_terms(posterior)
+        terms = self._distances(media, reconstruction) | latent_terms(posterior)
         return terms | {"psnr": Term(psnr.sum(), len(media))}
 
     def health(self, figures: Mapping[str, float]) -> Sequence[str]:
@@ -164,16 +161,7 @@ class VAETask:
         Args:
             figures: logged means by term name.
         """
-        posterior = self.vae.config.posterior
-        if posterior.kind not in (PosteriorKind.GAUSSIAN, PosteriorKind.FIXED):
-            return []
-        ratio = figures.get("noise_to_signal", math.inf)
-        if ratio >= MIN_NOISE_TO_SIGNAL:
-            return []
-        return [
-            f"The encoder inflates mu to escape the noise: sigma is only {ratio:.3f} of std(z), "
-            f"below {MIN_NOISE_TO_SIGNAL}; raise loss.beta (now {self.config.beta:g})."
-        ]
+        return noise_warnings(self.vae.config.posterior, figures, self.config.beta)
 
     def _counts(self, batch: MediaBatch) -> dict[str, int]:
         shape, num_images = batch.media.shape, len(batch.media)
@@ -195,16 +183,16 @@ class VAETask:
         reconstruction = self._decode(posterior.sample(generator), media)
         pixels = reconstruction.detach().requires_grad_()
         likeness = {
-            name: _Judgement.of(term, pixels)
+            name: Judgement.of(term, pixels)
             for name, term in self._distances(media, pixels).items()
         }
         terms = {name: part.term(reconstruction) for name, part in likeness.items()}
         if critic is not None:
             logits = critic(pixels).float()
             verdict = Term(hinge_generator_loss(logits), logits.numel())
-            gan = _Judgement.of(verdict, pixels)
+            gan = Judgement.of(verdict, pixels)
             terms |= self._gan_terms(gan, likeness, reconstruction)
-        return terms | _latent_terms(posterior)
+        return terms | latent_terms(posterior)
 
     def _critic_loss(
         self, critic: nn.Module, batch: MediaBatch, generator: torch.Generator
@@ -232,7 +220,7 @@ class VAETask:
         return terms
 
     def _gan_terms(
-        self, gan: "_Judgement", likeness: Mapping[str, "_Judgement"], reconstruction: Tensor
+        self, gan: Judgement, likeness: Mapping[str, Judgement], reconstruction: Tensor
     ) -> Terms:
         if not self.config.adaptive_gan_weight:
             return {"gan": gan.term(reconstruction)}
@@ -245,50 +233,4 @@ class VAETask:
             gan.gradient / gan.count,
             self.vae.decoder.last_weight,
         )
-        return {"gan": gan.term(reconstruction, pull), "gan_pull": _figure(pull, gan.count)}
-
-
-@dataclass(frozen=True, slots=True)
-class _Judgement:
-    """A loss on pixels as its value and its gradient there; its own graph is freed already."""
-
-    value: Tensor
-    gradient: Tensor
-    count: int
-
-    @classmethod
-    def of(cls, term: Term, pixels: Tensor) -> "_Judgement":
-        """Differentiate ``term`` with respect to ``pixels``, a leaf, and nothing else."""
-        with torch.autocast(pixels.device.type, enabled=False):
-            (gradient,) = torch.autograd.grad(term.total, pixels)
-        return cls(term.total.detach(), gradient, term.count)
-
-    def term(self, reconstruction: Tensor, factor: Tensor | float = 1.0) -> Term:
-        """The loss, times ``factor``, as a function of the reconstruction that it judged."""
-        linear = (reconstruction * self.gradient).sum()
-        return Term(factor * (self.value + linear - linear.detach()), self.count)
-
-
-def _latent_terms(posterior: LatentPosterior) -> Terms:
-    """The KL term, and how much noise the latents carry for their spread.
-
-    std(z)^2 is var(mu) + E[sigma^2], its expectation over draws, as in the latents' statistics.
-    """
-    mean = posterior.mean.detach()
-    if posterior.log_variance is None:
-        noise = mean.new_tensor(posterior.rule.noise_variance())
-    else:
-        noise = posterior.log_variance.detach().exp().mean()
-    signal = mean.var(correction=0)
-    count = mean.numel()
-    return {
-        "kl": Term(posterior.kl().sum(), count),
-        "std_mean": _figure(signal.sqrt(), count),
-        "std_latent": _figure((signal + noise).sqrt(), count),
-        "noise_to_signal": _figure((noise / (signal + noise).clamp_min(1e-12)).sqrt(), count),
-    }
-
-
-def _figure(value: Tensor, count: int) -> Term:
-    """A log-only figure as a Term: ``total / count`` gives it back."""
-    return Term(value.detach() * count, count)
+        return {"gan": gan.term(reconstruction, pull), "gan_pull": figure(pull, gan.count)}

@@ -1,9 +1,10 @@
 """One function per command. A newcomer starts here and descends.
 
-    train_vae     images               => runs/NAME      a sigma-VAE
-    tokenize      images, sigma-VAE    => latents/NAME   raw latents in shards
+    train_vae     images or speech     => runs/NAME      a sigma-VAE
+    tokenize      the same, sigma-VAE  => latents/NAME   raw latents in shards
     train_lm      latents              => runs/NAME      a LatentLM or a DiT
     sample        model                => samples/NAME   images
+    speak         model, text, voice   => samples/NAME   speech
     evaluate_*    samples, sigma-VAE   => a report
     push          model                => the hub
 
@@ -17,6 +18,7 @@ from latentlm_core.workflows.evaluate import (
 )
 from latentlm_core.workflows.push import push
 from latentlm_core.workflows.sample import sample
+from latentlm_core.workflows.speak import speak
 from latentlm_core.workflows.sweep import sweep
 from latentlm_core.workflows.tokenize import tokenize
 from latentlm_core.workflows.train_lm import train_lm
@@ -28,6 +30,7 @@ __all__ = [
     "make_statistics",
     "push",
     "sample",
+    "speak",
     "sweep",
     "tokenize",
     "train_lm",

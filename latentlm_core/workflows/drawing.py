@@ -42,15 +42,7 @@ class Drawing:
         Raises:
             ArtifactError: it is not there, or its weights are other ones.
         """
-        inside = loaded.folder / TOKENIZER_FOLDER
-        folder = find_export(vae, "sigma-vae", progress) if vae else inside
-        found = load_tokenizer(folder, device)
-        if found.sha256 != loaded.config.tokenizer_sha256:
-            raise ArtifactError(
-                f"{folder} is not the tokenizer that {loaded.folder} learned with: its weights "
-                f"have the sha256 {found.sha256[:12]}, not {loaded.config.tokenizer_sha256[:12]}."
-            )
-        return cls(loaded, found.model)
+        return cls(loaded, matching_tokenizer(loaded, vae, device, progress))
 
     @property
     def image_size(self) -> int:
@@ -90,4 +82,23 @@ class Drawing:
             raise ArtifactError(f"{self.loaded.folder} drew latents that are not finite.")
         raw = config.stats.denormalise(latents).to(device)
         with evaluating(self.tokenizer):
-            return to_images(self.tokenizer.decode(raw, config.grid))
+            return to_images(self.tokenizer.decode(raw, config.fixed_grid))
+
+
+def matching_tokenizer(
+    loaded: LoadedGenerator, vae: str | None, device: torch.device, progress: Progress
+) -> SigmaVAE:
+    """The tokenizer in a generator's export, or another copy of it.
+
+    Raises:
+        ArtifactError: it is not there, or its weights are other ones.
+    """
+    inside = loaded.folder / TOKENIZER_FOLDER
+    folder = find_export(vae, "sigma-vae", progress) if vae else inside
+    found = load_tokenizer(folder, device)
+    if found.sha256 != loaded.config.tokenizer_sha256:
+        raise ArtifactError(
+            f"{folder} is not the tokenizer that {loaded.folder} learned with: its weights "
+            f"have the sha256 {found.sha256[:12]}, not {loaded.config.tokenizer_sha256[:12]}."
+        )
+    return found.model

@@ -72,6 +72,7 @@ def sample(
     config = sampler_config(
         loaded.config.sampler, guidance_scale, guidance_schedule, num_inference_steps, solver
     )
+    _ = loaded.config.fixed_grid
     labels = [resolve_class(loaded.config.classes, word) for word in classes]
     count = num_samples * max(1, len(labels))
     settings = {
@@ -149,7 +150,7 @@ def _draw_missing(
             labels = [folder.label(index) for index in indices]
             images = drawing.images(engine, labels, indices, seed)
             for index, image in zip(indices, images, strict=True):
-                write_png(folder.image(index), image)
+                write_png(folder.file(index), image)
             bar.advance(len(indices))
 
 
@@ -161,10 +162,9 @@ def _name(
     seed: int,
 ) -> str:
     """A folder name that says what differs between sets of samples."""
-    run = loaded.folder.parent if loaded.folder.name == EXPORT else loaded.folder
     default = SamplerConfig()
     parts = [
-        slug(model) if model and not run.is_relative_to(workspace()) else slug(run.name),
+        run_name_of(model, loaded),
         f"class-{slug('-'.join(classes)) if classes else 'all'}",
         f"cfg{config.guidance_scale:g}",
         config.guidance_schedule if config.guidance_schedule != default.guidance_schedule else "",
@@ -173,3 +173,9 @@ def _name(
         f"seed{seed}",
     ]
     return "-".join(part for part in parts if part)
+
+
+def run_name_of(model: str | None, loaded: LoadedGenerator) -> str:
+    """The run's name, or how the user named a model from elsewhere."""
+    run = loaded.folder.parent if loaded.folder.name == EXPORT else loaded.folder
+    return slug(model) if model and not run.is_relative_to(workspace()) else slug(run.name)

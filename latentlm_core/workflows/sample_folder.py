@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from latentlm_core.data.media import image_grid, read_image, write_png
-from latentlm_core.errors import ArtifactError
 from latentlm_core.evaluation.npz import write_arrays
-from latentlm_core.files import read_json, write_file, write_json, write_text
+from latentlm_core.files import write_file, write_text
+from latentlm_core.workflows.claimed_folder import ClaimedFolder
 
 MAX_GRID = 256
 """Samples that the grid shows at most."""
 
 
-class SampleFolder:
-    """Samples of one model, seed and setting; of other settings it takes none.
+class SampleFolder(ClaimedFolder):
+    """Images of one model, seed and setting; of other settings it takes none.
 
     Args:
         path: the folder.
@@ -36,37 +36,13 @@ class SampleFolder:
     def __init__(
         self, path: Path, settings: dict[str, Any], classes: Sequence[str], labels: Sequence[int]
     ) -> None:
-        self.path = path
-        self.settings = settings
+        super().__init__(path, settings)
         self._classes = classes
         self._labels = labels
-
-    def claim(self) -> None:
-        """Take the folder for these settings.
-
-        Raises:
-            ArtifactError: it holds other samples, or images of somebody else.
-        """
-        path = self.path / "settings.json"
-        if path.exists():
-            self._compare(read_json(path))
-        elif any(self.path.glob("*.png")):
-            raise ArtifactError(
-                f"{self.path} holds images that are not ours.", hint="Use another --out."
-            )
-        write_json(path, self.settings)
 
     def label(self, index: int) -> int:
         """The class of a sample."""
         return self._labels[index % len(self._labels)]
-
-    def image(self, index: int) -> Path:
-        """The file of a sample."""
-        return self.path / f"{index:06d}.png"
-
-    def missing(self, count: int) -> list[int]:
-        """Which of the first ``count`` samples are not there yet."""
-        return [index for index in range(count) if not self.image(index).is_file()]
 
     def write_rows(self, count: int) -> None:
         """Write ``samples.jsonl`` for the first ``count`` samples and all that are there."""
@@ -74,7 +50,7 @@ class SampleFolder:
         shared = {name: value for name, value in self.settings.items() if name != "classes"}
         rows = [
             {
-                "file": self.image(index).name,
+                "file": self.file(index).name,
                 "index": index,
                 "class": self.label(index),
                 "class_name": self._classes[self.label(index)],
@@ -110,15 +86,4 @@ class SampleFolder:
         return target
 
     def _read(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        return read_image(self.image(index), str(self.image(index)))
-
-    def _compare(self, found: Any) -> None:
-        if not isinstance(found, dict):
-            raise ArtifactError(f"{self.path / 'settings.json'} is not an object.")
-        names = sorted(found.keys() | self.settings.keys())
-        differing = [name for name in names if found.get(name) != self.settings.get(name)]
-        if differing:
-            raise ArtifactError(
-                f"{self.path} holds samples of other settings ({', '.join(differing)} differ).",
-                hint="Use another --out.",
-            )
+        return read_image(self.file(index), str(self.file(index)))

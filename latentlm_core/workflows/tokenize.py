@@ -1,11 +1,16 @@
-"""``latentlm tokenize``: images and a sigma-VAE => a latent set."""
+"""``latentlm tokenize``: images or recordings, and a sigma-VAE => a latent set."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from latentlm_core.artifacts import load_tokenizer
+from latentlm_core.artifacts import LoadedTokenizer, load_tokenizer
+from latentlm_core.data.audio import ClipLimits
 from latentlm_core.data.caching import LatentViews, encode_source
+from latentlm_core.data.manifest import Manifest
 from latentlm_core.data.sources import open_source
+from latentlm_core.data.speech_caching import encode_speech
+from latentlm_core.data.speech_sources import open_speech
+from latentlm_core.errors import ConfigError
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
 from latentlm_core.runtime import resolve_device
@@ -30,15 +35,15 @@ def tokenize(
     """Encode a data set once, or go on with it.
 
     Args:
-        data: a data set, as ``data.sources.open_source`` takes it.
+        data: a data set, as ``open_source`` takes it, or ``open_speech`` for a tokenizer of speech.
         vae: run, export or hub id of a sigma-VAE; by default the newest.
         split: train or test.
         out: folder of the latent set; by default ``latents/DATA``, with the split unless train.
-        flip: store mirror images as well.
-        crops: store this many random crops instead of the centre crop.
-        batch_size: images encoded at once.
+        flip: of images: store mirror images as well.
+        crops: of images: store this many random crops instead of the centre crop.
+        batch_size: images encoded at once, or seconds of audio.
         dtype: of the stored latents.
-        num_workers: decoding processes.
+        num_workers: processes that decode images.
         device: auto, cpu, cuda, ...
         dry_run: only tell what would happen.
         progress: listener.
@@ -51,42 +56,86 @@ def tokenize(
     """
     where = resolve_device(device)
     tokenizer = load_tokenizer(find_export(vae, "sigma-vae", progress), where)
-    source = open_source(data, split)
     name = slug(data) + ("" if split == "train" else f"-{split}")
     folder = out or workspace() / "latents" / name
-    files = {"latents": str(folder)}
+    shared: dict[str, Any] = {
+        "spec": data,
+        "split": split,
+        "tokenizer_export": tokenizer.folder,
+        "dtype": dtype,
+        "device": where,
+        "progress": progress,
+    }
+    if tokenizer.model.modality == "speech":
+        if flip or crops:
+            raise ConfigError("--flip and --crops are for images; this is a tokenizer of speech.")
+        return _speech(tokenizer, folder, batch_size, dry_run, shared)
+    views = {"flip": flip, "crops": crops, "batch_size": batch_size, "num_workers": num_workers}
+    return _images(tokenizer, folder, LatentViews(0, crops, flip), dry_run, shared | views)
+
+
+def _images(
+    tokenizer: LoadedTokenizer,
+    folder: Path,
+    views: LatentViews,
+    dry_run: bool,
+    options: dict[str, Any],
+) -> Result:
+    model = tokenizer.model
+    source = open_source(options["spec"], options["split"])
     if dry_run:
-        views = LatentViews(tokenizer.model.image_size, crops, flip)
-        size = tokenizer.model.image_size
+        side = model.image_size
         plan = {
             "images": len(source),
             "variants": ", ".join(views.names),
-            "grid": "x".join(map(str, tokenizer.model.grid((3, size, size)))),
+            "grid": "x".join(map(str, model.grid((3, side, side)))),
+            "latent_channels": model.latent_channels,
+            "tokenizer_sha256": tokenizer.sha256,
+        }
+        return Result("Plan of a latent set", plan, {"latents": str(folder)})
+    manifest = encode_source(source, model, folder, **options)
+    shape = {"classes": len(manifest.classes), "grid": "x".join(map(str, manifest.fixed_grid))}
+    return _complete(manifest, folder, shape)
+
+
+def _speech(
+    tokenizer: LoadedTokenizer,
+    folder: Path,
+    batch_seconds: int,
+    dry_run: bool,
+    options: dict[str, Any],
+) -> Result:
+    network = tokenizer.model.speech
+    source = open_speech(options["spec"], options["split"])
+    rate = network.sample_rate / network.hop_length
+    if dry_run:
+        plan = {
+            "clips": len(source),
+            "speakers": len(source.classes),
+            "latents_per_second": rate,
             "latent_channels": tokenizer.model.latent_channels,
             "tokenizer_sha256": tokenizer.sha256,
         }
-        return Result("Plan of a latent set", plan, files)
-    manifest = encode_source(
+        return Result("Plan of a latent set", plan, {"latents": str(folder)})
+    manifest = encode_speech(
         source,
         tokenizer.model,
         folder,
-        spec=data,
-        split=split,
-        tokenizer_export=tokenizer.folder,
-        flip=flip,
-        crops=crops,
-        batch_size=batch_size,
-        dtype=dtype,
-        device=where,
-        num_workers=num_workers,
-        progress=progress,
+        limits=ClipLimits(),
+        max_batch_seconds=batch_seconds,
+        **options,
     )
+    minutes = manifest.statistics.count / rate / 60
+    shape = {"speakers": len(manifest.classes), "minutes": round(minutes, 2)}
+    return _complete(manifest, folder, shape | {"latents_per_second": rate})
+
+
+def _complete(manifest: Manifest, folder: Path, shape: dict[str, Any]) -> Result:
     stats = manifest.stats(manifest.posterior)
     figures = {
         "examples": manifest.num_examples,
         "skipped": len(manifest.skipped),
-        "classes": len(manifest.classes),
-        "grid": "x".join(map(str, manifest.grid)),
+        **shape,
         "latent_channels": manifest.latent_channels,
         "shards": len(manifest.shards),
         "megabytes": round(sum(shard.num_bytes for shard in manifest.shards) / 1e6, 1),
@@ -97,4 +146,4 @@ def tokenize(
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "skipped": [item.to_dict() for item in manifest.skipped],
     }
-    return Result("Latent set complete", figures, files, details)
+    return Result("Latent set complete", figures, {"latents": str(folder)}, details)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,18 +11,18 @@ from latentlm_core.artifacts import (
     build_generator,
     save_generator,
 )
-from latentlm_core.data.packing import LatentStream
 from latentlm_core.data.shards import LatentSet
 from latentlm_core.figures import loss_curves
 from latentlm_core.files import TOKENIZER_FOLDER, write_json
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.progress import SILENT, Progress
-from latentlm_core.recipes import LMRecipe, lm_recipe, lm_recipe_names
+from latentlm_core.recipes import lm_recipe, lm_recipe_names
 from latentlm_core.result import Result
 from latentlm_core.runtime import resolve_device, seeded_init
 from latentlm_core.training.lm_task import DiTTask, LMLossConfig, LMTask
 from latentlm_core.training.runlog import read_metrics
 from latentlm_core.training.trainer import Trainer
+from latentlm_core.workflows.lm_jobs import make_job
 from latentlm_core.workflows.runs import (
     decisive,
     default_recipe,
@@ -68,16 +67,21 @@ def train_lm(
     """
     latents = LatentSet.open(find_latents(data, progress), verify=not dry_run)
     manifest = latents.manifest
-    chosen = recipe or default_recipe(manifest.data, lm_recipe_names(), "latentlm-l", progress)
+    otherwise = "tts-24l" if latents.is_ragged else "latentlm-l"
+    chosen = recipe or default_recipe(manifest.data, lm_recipe_names(), otherwise, progress)
     config = lm_recipe(chosen, overrides)
     folder = out or workspace() / "runs" / run_name("lm", manifest.name, recipe)
     where = resolve_device(device)
     read_ahead = READ_AHEAD if where.type == "cuda" else 0
-    stream = LatentStream(latents, config.data, config.trainer.seed, read_ahead)
-    size = config.model.complete(manifest.grid, manifest.latent_channels, stream.null_id + 1)
+    job = make_job(latents, config, read_ahead)
+    size = job.size
     with seeded_init("generator", config.trainer.seed), torch.device("meta" if dry_run else "cpu"):
         model = build_generator(size)
-    plan = _plan(config, model, latents)
+    plan = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "examples": len(latents),
+        **job.plan,
+    }
     if dry_run:
         return Result(f"Plan of a {size.kind} run", plan, {"run": str(folder)}, config.to_dict())
 
@@ -90,7 +94,7 @@ def train_lm(
     result = Trainer(
         config.trainer,
         _task(model, config.loss),
-        stream,
+        job.stream,
         {"model": config.optimizer},
         folder,
         where,
@@ -103,14 +107,15 @@ def train_lm(
         write_json(folder / "config.json", {"origin": origin, "recipe": config.to_dict()})
         export = GeneratorExport(
             model=size,
-            stats=stream.stats,
-            grid=manifest.grid,
+            stats=job.stream.stats,
             classes=manifest.classes,
             tokenizer_sha256=manifest.tokenizer_sha256,
             sampler=config.sampler,
             provenance=story,
+            **job.facts,
         )
-        save_generator(folder / EXPORT, model, export, latents.folder / TOKENIZER_FOLDER)
+        tokenizer = latents.folder / TOKENIZER_FOLDER
+        save_generator(folder / EXPORT, model, export, tokenizer, job.text)
         loss_curves(read_metrics(result.metrics_path), curves)
     figures = {"step": result.step, **plan, **validation_figures(result)}
     files = {
@@ -123,15 +128,3 @@ def train_lm(
 
 def _task(model: Generator, loss: LMLossConfig) -> LMTask | DiTTask:
     return LMTask(model, loss) if isinstance(model, LatentLM) else DiTTask(model, loss)
-
-
-def _plan(config: LMRecipe, model: Generator, latents: LatentSet) -> dict[str, Any]:
-    sequences = config.data.batch_size * config.trainer.accumulate
-    num_latents = latents.manifest.num_positions
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "examples": len(latents),
-        "classes": len(latents.manifest.classes),
-        "positions_per_step": sequences * num_latents,
-        "epochs": round(config.trainer.total_steps * sequences / len(latents), 2),
-    }

@@ -1,0 +1,141 @@
+"""Documents of tokens and latents, and how they are packed into the rows of a batch.
+
+A document says of each element what it is, and whether and how it is to be predicted from what
+stands before it. Packing turns documents into a ``SequenceLayout`` and decides nothing about them:
+attention and positions never cross documents, so a document learns packed what it learns alone.
+
+Axes: n elements of a document, B rows, L fed positions, C latent channels.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from latentlm_core.data.packing import SequenceBatch
+from latentlm_core.errors import DataError
+from latentlm_core.layout import Kind, SequenceLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A sequence of tokens and latents.
+
+    Attributes:
+        ids: (n,) int64 tokens; of a latent the token that is predicted beside it, if one is.
+        latents: (n, C) float32 normalised latents, zero where there is a token.
+        kind: (n,) ``Kind`` of each element.
+        learn: (n,) ``Kind`` of what is predicted of each element; a union where it is both.
+        span: (n,) number of the run of latents within the document, -1 outside.
+        key: what it is called in error reports.
+    """
+
+    ids: Tensor
+    latents: Tensor
+    kind: Tensor
+    learn: Tensor
+    span: Tensor
+    key: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class DocumentBuilder:
+    """Puts a document together, piece by piece.
+
+    Args:
+        latent_channels: C.
+    """
+
+    def __init__(self, latent_channels: int) -> None:
+        self._channels = latent_channels
+        self._pieces: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+        self._num_spans = 0
+
+    def tokens(self, ids: Sequence[int], learn: bool = False) -> Self:
+        """Append tokens, to be predicted or not."""
+        values = torch.tensor(ids, dtype=torch.int64)
+        latents = torch.zeros(len(ids), self._channels)
+        self._append(values, latents, Kind.TEXT, Kind.TEXT if learn else Kind.NOTHING, span=-1)
+        return self
+
+    def latents(self, values: Tensor, go_on: int, learn: bool = True) -> Self:
+        """Append a run of latents (T, C), each predicted together with the mark ``go_on``."""
+        ids = torch.full((len(values),), go_on)
+        what = Kind.TEXT | Kind.LATENT if learn else Kind.NOTHING
+        self._append(ids, values, Kind.LATENT, what, self._num_spans)
+        self._num_spans += 1
+        return self
+
+    def finish(self, key: str) -> Document:
+        """The document."""
+        ids, latents, kind, learn, span = (
+            torch.cat(part) for part in zip(*self._pieces, strict=True)
+        )
+        return Document(ids, latents, kind, learn, span, key)
+
+    def _append(self, ids: Tensor, latents: Tensor, kind: Kind, learn: Kind, span: int) -> None:
+        kinds, learns = (torch.full_like(ids, int(what)) for what in (kind, learn))
+        self._pieces.append((ids, latents, kinds, learns, torch.full_like(ids, span)))
+
+
+def pack(documents: Sequence[Document], row_length: int) -> SequenceBatch:
+    """Lay documents into as few rows as first fit finds, the longest documents first.
+
+    Args:
+        documents: at least one.
+        row_length: L + 1, elements in a row at most; rows are no longer than they need to be.
+
+    Returns:
+        the batch; its keys are those of the documents, in the order given.
+
+    Raises:
+        DataError: a document is longer than a row.
+    """
+    rows = _first_fit(documents, row_length)
+    length = max(sum(map(len, row)) for row in rows)
+    shape, channels = (len(rows), length), documents[0].latents.shape[1]
+    ids, kind, learn, position = (torch.zeros(shape, dtype=torch.int64) for _ in range(4))
+    span, document = (torch.full(shape, -1) for _ in range(2))
+    latents = torch.zeros(*shape, channels)
+    for row, members in enumerate(rows):
+        start = num_spans = 0
+        for number, member in enumerate(members):
+            place = (row, slice(start, start + len(member)))
+            ids[place], latents[place], kind[place] = member.ids, member.latents, member.kind
+            learn[place] = member.learn
+            learn[row, start] = 0  # nothing stands before the first element
+            position[place] = torch.arange(len(member))
+            document[place] = number
+            span[place] = torch.where(member.span >= 0, member.span + num_spans, -1)
+            num_spans += int(member.span.max()) + 1
+            start += len(member)
+    fed = slice(None, -1)
+    layout = SequenceLayout.make(
+        kind[:, fed], document[:, fed], position[:, fed], span[:, fed], learn[:, 1:]
+    )
+    return SequenceBatch(ids, latents, layout, tuple(member.key for member in documents))
+
+
+def _first_fit(documents: Sequence[Document], row_length: int) -> list[list[Document]]:
+    rows: list[list[Document]] = []
+    room: list[int] = []
+    for document in _longest_first(documents):
+        if len(document) > row_length:
+            raise DataError(
+                f"{document.key} has {len(document)} elements, more than the {row_length} of a row."
+            )
+        row = next((r for r, left in enumerate(room) if len(document) <= left), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(row_length)
+        rows[row].append(document)
+        room[row] -= len(document)
+    return rows
+
+
+def _longest_first(documents: Iterable[Document]) -> list[Document]:
+    return sorted(documents, key=len, reverse=True)

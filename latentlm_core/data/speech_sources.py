@@ -1,0 +1,140 @@
+"""Names of sets of recordings, and what they open.
+
+    hibari                  sentences read by the hibari-tts package (extra `demo`)
+    spoken-digits[:PATH]    a folder of train-*.parquet and test-*.parquet
+    digit-strings[:PATH]    strings of 3 to 7 digits, composed of the takes of spoken-digits
+    librispeech[:PATH], libritts[:PATH], ljspeech[:PATH]
+                            as their archives unpack: a folder of parts, or one part (test-clean)
+    folder:PATH or PATH     audio files with their transcripts beside them or in metadata.csv,
+                            .tsv or .jsonl, one folder a speaker or flat; or parquet files
+    PATH.csv, .tsv, .jsonl  a table of paths, texts and speakers
+    hf:ORG/NAME[:SPLIT]     any audio set that the `datasets` library loads
+
+Without PATH a set lies in $LATENTLM_NAME (LATENTLM_SPOKEN_DIGITS, say), else in ./data/NAME.
+Every set has `train`; `test` is the part that is held out, under whatever name it has there.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from latentlm_core.data.base import SpeechSource
+from latentlm_core.data.columns import find_parquet
+from latentlm_core.data.digit_strings import DigitStringSource
+from latentlm_core.data.sources import SPLITS, hold_out
+from latentlm_core.data.speech_columns import open_speech_hub, open_speech_parquet
+from latentlm_core.data.speech_folders import open_speech_folder, open_speech_table
+from latentlm_core.data.synthetic_speech import HibariSource
+from latentlm_core.errors import DataError, did_you_mean
+
+FOLDERS = ("spoken-digits", "librispeech", "libritts", "ljspeech")
+"""Sets that are a folder and no more."""
+NAMES = ("hibari", "digit-strings", *FOLDERS, "folder:PATH", "hf:ORG/NAME")
+
+
+def open_speech(spec: str, split: str = "train") -> SpeechSource:
+    """Open a set of recordings.
+
+    Args:
+        spec: a name, a prefixed path or an existing path, as this module's text lists them.
+        split: `train` or `test`.
+
+    Raises:
+        DataError: unknown name, nothing there, no such split, or not readable.
+        MissingExtraError: the name needs a package that is not installed.
+    """
+    source = _open(spec, split)
+    if source is None:
+        raise DataError(f"{spec} has no split {split!r}.")
+    if not len(source):
+        raise DataError(f"{spec} has no recordings in its split {split!r}.")
+    return source
+
+
+def open_speech_with_held_out(spec: str) -> tuple[SpeechSource, SpeechSource]:
+    """Open `train` and `test`; where there is no `test`, hold some of `train` out.
+
+    Raises:
+        DataError: as ``open_speech``.
+    """
+    train, test = open_speech(spec), _open(spec, "test")
+    return (train, test) if test is not None and len(test) else hold_out(train)
+
+
+def pair_reference(source_speakers: Sequence[int | None]) -> list[int]:
+    """For each recording the one that lends its voice: its speaker's previous one, cyclic.
+
+    The rule of VALL-E 2 for a reference utterance: the first of a speaker has the last. A speaker's
+    only recording is its own reference; those of unknown speakers count as one speaker's.
+
+    Args:
+        source_speakers: the speaker of each recording, in order.
+
+    Returns:
+        An index for each recording.
+    """
+    places = defaultdict(list)
+    for place, speaker in enumerate(source_speakers):
+        places[speaker].append(place)
+    paired = [0] * len(source_speakers)
+    for of_one in places.values():
+        for place, reference in zip(of_one, [of_one[-1], *of_one[:-1]], strict=True):
+            paired[place] = reference
+    return paired
+
+
+def _open(spec: str, split: str) -> SpeechSource | None:
+    """None where the set is there but has no such split."""
+    if split not in SPLITS:
+        raise DataError(f"There is no split {split!r}. {did_you_mean(split, SPLITS)}")
+    name, _, rest = spec.partition(":")
+    match name, rest:
+        case "hibari", "":
+            return HibariSource(split)
+        case "digit-strings", _:
+            takes = _open_named("spoken-digits", rest, split)
+            return None if takes is None else DigitStringSource(takes, split)
+        case "folder", path if path:
+            return _open_folder(Path(path), spec, split)
+        case "hf", _:
+            return _open_hub_spec(rest, spec, split)
+    if name in FOLDERS:
+        return _open_named(name, rest, split)
+    if os.path.isdir(spec):
+        return _open_folder(Path(spec), spec, split)
+    if spec.endswith((".csv", ".tsv", ".jsonl")) and os.path.isfile(spec):
+        return open_speech_table(Path(spec), spec) if split == "train" else None
+    if os.sep in spec or spec.startswith((".", "~")):
+        raise DataError(f"There is no folder of recordings, and no table of them, {spec}.")
+    raise DataError(f"There is no set of recordings {spec!r}. {did_you_mean(spec, NAMES)}")
+
+
+def _open_named(name: str, given: str, split: str) -> SpeechSource | None:
+    variable = f"LATENTLM_{name.upper().replace('-', '_')}"
+    root = Path(given or os.environ.get(variable) or Path("data", name))
+    if not os.path.isdir(root):
+        raise DataError(
+            f"{name}: there is no folder {root}.",
+            hint=f"Name its folder: --data {name}:PATH, or the environment's {variable}.",
+        )
+    return _open_folder(root, name, split)
+
+
+def _open_folder(root: Path, name: str, split: str) -> SpeechSource | None:
+    if not os.path.isdir(root):
+        raise DataError(f"There is no folder {root}.")
+    if any(root.glob("*.parquet")):
+        paths = find_parquet(root, split)
+        return open_speech_parquet(paths, name) if paths else None
+    return open_speech_folder(root, name, split)
+
+
+def _open_hub_spec(rest: str, spec: str, split: str) -> SpeechSource | None:
+    """A split that the spec names is the whole set: there is nothing else to hold out."""
+    repository, _, own_split = rest.partition(":")
+    if repository.count("/") > 1 or not repository:
+        raise DataError(f"{spec} is not of the form hf:ORG/NAME or hf:ORG/NAME:SPLIT.")
+    if own_split and split == "test":
+        return None
+    return open_speech_hub(repository, own_split or split, spec)

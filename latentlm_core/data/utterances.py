@@ -1,0 +1,231 @@
+"""From a latent set of speech to packed text-to-speech sequences.
+
+    bos [prompt text, bod, prompt latents, eod] text, bod, latents, eod
+    bos null, bod, latents, eod                      where the condition is dropped
+
+The prompt is another utterance of the same speaker; null stands for its text where that is dropped,
+so that a voice can be given without a transcript. Text is read, never predicted; of every latent
+the model learns the latent itself and that the latents go on, and after the last one that they end.
+So it learns where speech ends from the same softmax that will write text in other models.
+
+A batch is a function of (seed, its number) and of nothing else: order, prompts, dropped conditions
+and sigma's noise are drawn anew for each, so resuming is starting at a number.
+
+Axes: T latent positions, C latent channels.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from latentlm_core.config import Config
+from latentlm_core.data.documents import Document, DocumentBuilder, pack
+from latentlm_core.data.order import EpochOrder, batches_from
+from latentlm_core.data.packing import SequenceBatch
+from latentlm_core.data.shards import LatentRecord, LatentSet
+from latentlm_core.errors import DataError
+from latentlm_core.runtime import generator
+from latentlm_core.tokenizers.base import LatentStats
+from latentlm_core.tokenizers.text import TextConfig, TextTokenizer, has_content
+
+
+class SpeechDataConfig(Config):
+    """How batches are made of a latent set of speech."""
+
+    kind: Literal["speech"] = "speech"
+    """Text-to-speech sequences."""
+    batch_size: int = Field(default=32, ge=1)
+    """Utterances a batch (a micro-batch, where gradients are accumulated), prompts not counted."""
+    row_length: int = Field(default=1024, ge=8)
+    """Elements (tokens and latents) of a packed row at most."""
+    prompt_share: float = Field(default=0.8, ge=0.0, le=1.0)
+    """Share of utterances that follow another one of their speaker, as a prompt."""
+    prompt_text_drop: float = Field(default=0.2, ge=0.0, le=1.0)
+    """Share of the prompts whose transcript is dropped."""
+    condition_drop: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of utterances without text and prompt, so that guidance works."""
+    held_out: float = Field(default=0.02, ge=0.0, le=0.5)
+    """Share of the utterances that is never trained on (at most 2,048): validation loss."""
+    per_channel_stats: bool = False
+    """Normalise each channel by its own statistics; the published code uses one scale for all."""
+    text: TextConfig = TextConfig()
+    """Bytes, or a BPE that is trained on the transcripts."""
+
+
+Voice = tuple[str | None, Tensor]
+"""Transcript, if there is one, and normalised latents (T, C) of an utterance."""
+
+
+class SpokenText:
+    """How text and latents of speech are written as sequences, in training and in sampling.
+
+    Args:
+        text: the text tokenizer.
+        latent_channels: C.
+    """
+
+    def __init__(self, text: TextTokenizer, latent_channels: int) -> None:
+        self.text = text
+        self.latent_channels = latent_channels
+
+    def prefix(self, prompts: Sequence[Voice], text: str | None) -> DocumentBuilder:
+        """What stands before the latents of an utterance, ``bod`` included.
+
+        Args:
+            prompts: utterances of the speaker, read and not learned.
+            text: what is said; None where the condition is dropped.
+        """
+        marks, builder = self.text.marks, DocumentBuilder(self.latent_channels)
+        builder.tokens([marks.bos])
+        for words, latents in prompts:
+            builder.tokens([*self._ids(words), marks.bod])
+            builder.latents(latents, marks.go_on, learn=False).tokens([marks.eod])
+        return builder.tokens([*self._ids(text), marks.bod])
+
+    def utterance(
+        self, prompts: Sequence[Voice], text: str | None, latents: Tensor, key: str
+    ) -> Document:
+        """A whole document: the prefix, the latents (T, C) to learn, and their end."""
+        builder = self.prefix(prompts, text).latents(latents, self.text.marks.go_on)
+        return builder.tokens([self.text.marks.eod], learn=True).finish(key)
+
+    def _ids(self, text: str | None) -> list[int]:
+        return [self.text.marks.null] if text is None else self.text.encode(text)
+
+
+class SpeechSequences:
+    """Text-to-speech sequences from one latent set (a ``training.tasks.BatchStream``).
+
+    Args:
+        latents: a ragged set with transcripts, and speakers where it has them.
+        text: the text tokenizer.
+        config: how batches are made.
+        seed: of the run.
+        read_ahead: batches that a thread makes ahead, see ``batches_from``.
+
+    Attributes:
+        stats: normalisation of the latents.
+
+    Raises:
+        DataError: an utterance has no transcript, or there are too few for one batch.
+    """
+
+    def __init__(
+        self,
+        latents: LatentSet,
+        text: TextTokenizer,
+        config: SpeechDataConfig,
+        seed: int,
+        read_ahead: int = 0,
+    ) -> None:
+        manifest = latents.manifest
+        self.latents = latents
+        self.config = config
+        self.stats: LatentStats = manifest.stats(latents.posterior, config.per_channel_stats)
+        self._layout = SpokenText(text, manifest.latent_channels)
+        self._seed = seed
+        self._read_ahead = read_ahead
+        self._order = EpochOrder(
+            len(latents), config.held_out, seed, config.batch_size, manifest.name
+        )
+        self._speakers = latents.labels
+        self._of_speaker = _by_label(self._speakers, self._order.train)
+
+    def batches(self, start: int) -> Iterator[SequenceBatch]:
+        """Batches start, start + 1, ... without end."""
+        yield from batches_from(self.batch, start, self._read_ahead)
+
+    def batch(self, number: int) -> SequenceBatch:
+        """Training batch ``number`` of the endless run."""
+        size = self.config.batch_size
+        source = generator(self._seed, "batch", number)
+        places = range(number * size, (number + 1) * size)
+        indices = [self._order[place] for place in places]
+        return self._draw(indices, source, self.config.prompt_share, self.config.condition_drop)
+
+    def held_out(self) -> Iterator[SequenceBatch]:
+        """The validation batches: all with a prompt where there is one, no dropped conditions."""
+        if not len(self._order.held_out):
+            return
+        for number, indices in enumerate(torch.split(self._order.held_out, self.config.batch_size)):
+            source = generator(self._seed, "held-out batch", number)
+            yield self._draw(indices.tolist(), source, prompt_share=1.0, condition_drop=0.0)
+
+    def _draw(
+        self,
+        indices: Sequence[int],
+        source: torch.Generator,
+        prompt_share: float,
+        condition_drop: float,
+    ) -> SequenceBatch:
+        dropped = (torch.rand(len(indices), generator=source) < condition_drop).tolist()
+        prompted = (torch.rand(len(indices), generator=source) < prompt_share).tolist()
+        documents = [
+            self._document(index, source, is_prompted, is_dropped)
+            for index, is_prompted, is_dropped in zip(indices, prompted, dropped, strict=True)
+        ]
+        return pack(documents, self.config.row_length)
+
+    def _document(
+        self, index: int, source: torch.Generator, is_prompted: bool, is_dropped: bool
+    ) -> Document:
+        record = self.latents.read_one(index)
+        other = self._other(index, source) if is_prompted and not is_dropped else None
+        prompts: list[Voice] = []
+        if other is not None:
+            voice = self.latents.read_one(other)
+            is_silent = bool(torch.rand((), generator=source) < self.config.prompt_text_drop)
+            words = None if is_silent else _transcript(voice)
+            prompts.append((words, self._sample(voice, source)))
+        text = None if is_dropped else _transcript(record)
+        return self._layout.utterance(prompts, text, self._sample(record, source), record.key)
+
+    def _sample(self, record: LatentRecord, source: torch.Generator) -> Tensor:
+        """Normalised latents (T, C), drawn from their posterior: one sigma an utterance."""
+        variance = None if record.log_variance is None else record.log_variance.unsqueeze(0)
+        drawn = self.latents.posterior.draw(record.mean.unsqueeze(0), variance, source)
+        return self.stats.normalise(drawn.squeeze(0))
+
+    def _other(self, index: int, source: torch.Generator) -> int | None:
+        """Another training utterance of the same speaker, if there is one."""
+        candidates = self._of_speaker.get(int(self._speakers[index]), [])
+        if not candidates or candidates == [index]:
+            return None
+        place = int(torch.randint(len(candidates), (), generator=source))
+        if candidates[place] == index:
+            place = (place + 1) % len(candidates)
+        return candidates[place]
+
+
+def transcripts(latents: LatentSet) -> list[str]:
+    """The transcript of every utterance of a set.
+
+    Raises:
+        DataError: one has none, or one with nothing to say.
+    """
+    texts = [latents.caption(index) or "" for index in range(len(latents))]
+    for index, text in enumerate(texts):
+        if not has_content(text):
+            raise DataError(
+                f"{latents.manifest.name} has no text for {latents.read_one(index).key}, and "
+                "text-to-speech needs the transcript of every utterance.",
+                hint="Tokenize data with transcripts: latentlm tokenize --data ...",
+            )
+    return texts
+
+
+def _transcript(record: LatentRecord) -> str:
+    return record.caption or ""
+
+
+def _by_label(labels: Tensor, indices: Tensor) -> dict[int, list[int]]:
+    """Indices by label; those without one (-1) have none to share."""
+    found: dict[int, list[int]] = {}
+    for index in indices.tolist():
+        label = int(labels[index])
+        if label >= 0:
+            found.setdefault(label, []).append(index)
+    return found

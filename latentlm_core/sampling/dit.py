@@ -1,0 +1,45 @@
+"""Diffusion of all latents of an image at once: the DiT baseline.
+
+Axes: B requests, T latent positions, C latent channels, S solver steps.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from latentlm_core.diffusion import solver_grid
+from latentlm_core.models.dit import DiT
+from latentlm_core.runtime import evaluating
+from latentlm_core.sampling.base import Request, SamplerConfig, draw_noise
+
+
+class DiTEngine:
+    """All latents of an image at once."""
+
+    def __init__(self, model: DiT, config: SamplerConfig) -> None:
+        self.model = model
+        self.config = config
+        self.grid = solver_grid(model.schedule, config.num_inference_steps, config.solver)
+        self._device = model.latent_embedding.weight.device
+
+    def generate(
+        self, requests: Sequence[Request], on_position: Callable[[], None] | None = None
+    ) -> Tensor:
+        """See ``Engine``."""
+        num_steps = len(self.grid) if self.grid.is_stochastic else 0
+        noise = draw_noise(requests, self.model.config.latent_channels, num_steps)
+        labels = [request.prompt[0] for request in requests]
+        if self.config.guidance_scale != 1.0:
+            labels += [request.unconditional[0] for request in requests]
+        with evaluating(self.model):
+            drawn = self.model.sample(
+                torch.tensor(labels, device=self._device),
+                noise.start.to(self._device),
+                self.grid,
+                self.config.guidance_scale,
+                None if noise.fresh is None else noise.fresh.to(self._device),
+            )
+        if on_position is not None:
+            on_position()
+        return drawn.cpu()

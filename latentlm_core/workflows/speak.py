@@ -1,0 +1,206 @@
+"""``latentlm sample --text``: a text-to-speech model => speech.
+
+A sample is decided by (seed, its index), its text and its voice: it is the same whatever the batch
+size, streamed or not. A folder remembers its settings, so the same command goes on where it was
+interrupted and another one is refused.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from latentlm_core.artifacts import load_generator
+from latentlm_core.data.audio import WavStream
+from latentlm_core.data.base import Clip
+from latentlm_core.diffusion import Solver
+from latentlm_core.errors import ConfigError
+from latentlm_core.files import locked
+from latentlm_core.progress import SILENT, Progress
+from latentlm_core.result import Result
+from latentlm_core.runtime import resolve_device
+from latentlm_core.sampling import SpanEngine
+from latentlm_core.workflows.lines import Protocol, ProtocolLines, TextLines, read_voice
+from latentlm_core.workflows.sample import run_name_of, sampler_config
+from latentlm_core.workflows.speaking import Line, Speaking
+from latentlm_core.workflows.spoken_folder import SpokenFolder
+from latentlm_core.workflows.workspace import find_export, slug, workspace
+
+
+def speak(
+    *,
+    texts: Sequence[str] = (),
+    voice: Path | None = None,
+    voice_text: str | None = None,
+    protocol: Protocol | None = None,
+    data: str | None = None,
+    split: str = "test",
+    seconds: tuple[float, float] | None = None,
+    num_samples: int | None = None,
+    stream: bool = False,
+    model: str | None = None,
+    seed: int = 0,
+    guidance_scale: float | None = None,
+    num_inference_steps: int | None = None,
+    solver: Solver | None = None,
+    out: Path | None = None,
+    batch_size: int = 64,
+    vae: str | None = None,
+    device: str = "auto",
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> Result:
+    """Say texts, or the texts of a data set.
+
+    Args:
+        texts: what to say, each ``num_samples`` times (once by default).
+        voice: recording of the speaker; without one the voice is whatever comes.
+        voice_text: its transcript; by default that of a .txt beside it, else none.
+        protocol: instead of texts: say what ``data`` says, with the voices of this protocol.
+        data: of the protocol: a data set of speech with speakers and transcripts.
+        split: of the data.
+        seconds: shortest and longest utterance of the data that is taken.
+        num_samples: of each text, or of the data's utterances (all by default).
+        stream: write the audio while it is made, and tell how soon and how fast; one sample only.
+        model: run, export or hub id of a text-to-speech model; by default the newest.
+        seed: of the whole; each sample's own seed follows from it and the sample's index.
+        guidance_scale: 1 is off; by default the model's own, as with the next two.
+        num_inference_steps: solver steps per latent.
+        solver: dpmsolver++ or ddpm.
+        out: folder; by default ``samples/`` and a name made of these settings.
+        batch_size: samples drawn at once.
+        vae: another tokenizer with the same weights than the one in the model's export.
+        device: auto, cpu, cuda, ...
+        dry_run: only tell what would happen.
+        progress: listener.
+
+    Returns:
+        what was said, how it ended, and where it is.
+
+    Raises:
+        LatentLMError: anything that the user can mend.
+    """
+    where = resolve_device(device)
+    loaded = load_generator(find_export(model, "generator", progress), where)
+    speaking = Speaking.of(loaded, vae, where, progress)
+    config = sampler_config(
+        loaded.config.sampler, guidance_scale, None, num_inference_steps, solver
+    )
+    engine = speaking.engine(config)
+    heard = None if voice is None else read_voice(voice, voice_text)
+    lines: Sequence[Line]
+    if protocol is None:
+        lines = TextLines(texts, len(texts) * (num_samples or 1), heard)
+        speaking.check(lines[0])
+    elif data is None or texts or voice:
+        raise ConfigError(f"The protocol {protocol} takes its texts and voices from --data alone.")
+    else:
+        lines = ProtocolLines(data, split, protocol, seconds, num_samples, progress)
+    if stream and len(lines) != 1:
+        raise ConfigError(f"--stream writes one sample, and these settings ask for {len(lines)}.")
+    settings = {
+        "model_sha256": loaded.sha256,
+        "texts": list(texts),
+        "voice": heard and _fingerprint(heard),
+        "protocol": protocol,
+        "data": data and {"data": data, "split": split, "seconds": seconds and list(seconds)},
+        "num_samples": num_samples,
+        "seed": seed,
+        "sampler": config.to_dict(),
+    }
+    parts = [
+        run_name_of(model, loaded),
+        slug(protocol or "-".join(texts))[:48].strip("-"),
+        f"voice-{slug(voice.stem)}" if voice else "",
+        f"cfg{config.guidance_scale:g}",
+        f"steps{config.num_inference_steps}",
+        f"seed{seed}",
+    ]
+    name = "-".join(part for part in parts if part)
+    folder = SpokenFolder(out or workspace() / "samples" / name, settings, speaking.sample_rate)
+    figures: dict[str, Any] = {
+        "samples": len(lines),
+        "model": str(loaded.folder),
+        "guidance_scale": config.guidance_scale,
+        "steps": config.num_inference_steps,
+        "seed": seed,
+    }
+    files = {"samples": str(folder.path)}
+    if dry_run:
+        return Result("Plan of speech", figures, files, settings)
+    with locked(folder.path):
+        folder.claim()
+        if stream:
+            figures |= _stream(folder, speaking, engine, lines[0], seed)
+        else:
+            figures |= _say_missing(folder, speaking, engine, lines, seed, batch_size, progress)
+        figures |= _endings(folder, len(lines))
+        files["spectrograms"] = str(folder.draw(len(lines)))
+    return Result("Speech made", figures, files, settings)
+
+
+def _say_missing(
+    folder: SpokenFolder,
+    speaking: Speaking,
+    engine: SpanEngine,
+    lines: Sequence[Line],
+    seed: int,
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Say what is not there yet, batch by batch."""
+    missing = folder.missing(len(lines))
+    spent = made = 0.0
+    with progress.bar("speaking", len(lines), "samples", len(lines) - len(missing)) as bar:
+        for start in range(0, len(missing), batch_size):
+            indices = missing[start : start + batch_size]
+            wanted = [lines[index] for index in indices]
+            for line in wanted:
+                speaking.check(line)
+            begun = time.perf_counter()
+            spoken = speaking.say(engine, wanted, indices, seed)
+            spent += time.perf_counter() - begun
+            made += sum(len(one.audio) for one in spoken) / speaking.sample_rate
+            folder.add(indices, wanted, spoken)
+            bar.advance(len(indices))
+    return {"real_time_factor": round(spent / made, 3)} if made else {}
+
+
+def _stream(
+    folder: SpokenFolder, speaking: Speaking, engine: SpanEngine, line: Line, seed: int
+) -> dict[str, Any]:
+    """Say one line into a file that can be played while it grows."""
+    speaking.check(line)
+    first: list[float] = []
+    begun = time.perf_counter()
+    with WavStream(folder.file(0), speaking.sample_rate) as file:
+
+        def write(audio: Any) -> None:
+            first.append(time.perf_counter() - begun)
+            file.write(audio.numpy())
+
+        (spoken,) = speaking.say(engine, [line], [0], seed, write)
+    spent = time.perf_counter() - begun
+    folder.add([0], [line], [spoken])
+    seconds = len(spoken.audio) / speaking.sample_rate
+    return {
+        "first_audio_seconds": round(first[0], 4),
+        "real_time_factor": round(spent / seconds, 3),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _endings(folder: SpokenFolder, count: int) -> dict[str, int]:
+    """How the samples ended, and how many did so."""
+    rows = folder.rows()
+    found: dict[str, int] = {}
+    for index in range(count):
+        reason = f"ended_by_{rows[index]['ended_by']}"
+        found[reason] = found.get(reason, 0) + 1
+    return found
+
+
+def _fingerprint(voice: Clip) -> dict[str, Any]:
+    digest = hashlib.sha256(voice.samples.tobytes()).hexdigest()
+    return {"sha256": digest, "text": voice.text}

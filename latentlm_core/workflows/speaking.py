@@ -1,0 +1,258 @@
+"""From a text-to-speech model's export to audio: prompts, requests, latents, samples.
+
+Audio comes out of the streaming decoder in any case, a latent at a time where somebody listens and
+eight at a time otherwise; both give the same samples.
+
+Axes: S samples, T latent positions, C latent channels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from latentlm_core.artifacts import LoadedGenerator, SpeechBounds
+from latentlm_core.data.audio import ClipLimits, check_clip, prepare
+from latentlm_core.data.base import Clip
+from latentlm_core.data.utterances import SpokenText, Voice
+from latentlm_core.errors import ArtifactError, DataError
+from latentlm_core.models.latent_lm import LatentLM
+from latentlm_core.progress import Progress
+from latentlm_core.runtime import derive_seed, evaluating, generator
+from latentlm_core.sampling import Prompt, SamplerConfig, Span, SpanEngine, SpanRequest
+from latentlm_core.tokenizers.sigma_vae import SigmaVAE
+from latentlm_core.tokenizers.streaming import StreamingDecoder
+from latentlm_core.tokenizers.text import TextTokenizer, has_content
+from latentlm_core.workflows.drawing import matching_tokenizer
+from latentlm_core.workflows.watch import (
+    REPETITION,
+    SILENCE,
+    WATCH_EVERY,
+    is_repeating,
+    is_silent,
+    max_latents,
+)
+
+Sink = Callable[[Tensor], None]
+"""Takes audio (S,) as it is made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Something to say.
+
+    Attributes:
+        text: what.
+        voice: recording of the speaker, None for whatever voice comes.
+        original: the recording of this very text, where there is one.
+        continues: the voice is the beginning of this utterance, whose text ``text`` is the whole.
+    """
+
+    text: str
+    voice: Clip | None = None
+    original: Clip | None = None
+    continues: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A line that was said.
+
+    Attributes:
+        audio: (S,) float32 in [-1, 1].
+        num_latents: T, those of the prompt not counted.
+        ended_by: ``end`` (the model), ``bound``, ``silence`` or ``repetition``.
+    """
+
+    audio: Tensor
+    num_latents: int
+    ended_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Speaking:
+    """A text-to-speech model with the tokenizer whose latents it learned.
+
+    Attributes:
+        loaded: the export.
+        model: the LatentLM in it.
+        tokenizer: the sigma-VAE of speech.
+        text: the text tokenizer.
+        bounds: how long the speech was that it learned.
+    """
+
+    loaded: LoadedGenerator
+    model: LatentLM
+    tokenizer: SigmaVAE
+    text: TextTokenizer
+    bounds: SpeechBounds
+
+    @classmethod
+    def of(
+        cls, loaded: LoadedGenerator, vae: str | None, device: torch.device, progress: Progress
+    ) -> Self:
+        """With the tokenizer in the model's export, or with another copy of it.
+
+        Raises:
+            ArtifactError: it is no text-to-speech model, or the tokenizer is not its own.
+        """
+        model, text, bounds = loaded.model, loaded.text, loaded.config.speech
+        if text is None or bounds is None or not isinstance(model, LatentLM):
+            raise ArtifactError(
+                f"{loaded.folder} is class-conditional, so it cannot read a text.",
+                hint="It takes these: --class, -n, --cfg, --cfg-schedule, --steps, --solver, --npz.",
+            )
+        tokenizer = matching_tokenizer(loaded, vae, device, progress)
+        return cls(loaded, model, tokenizer, text, bounds)
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the audio, in Hz."""
+        return self.tokenizer.speech.sample_rate
+
+    @property
+    def frame_rate(self) -> float:
+        """Latents a second."""
+        return self.sample_rate / self.tokenizer.speech.hop_length
+
+    def engine(self, config: SamplerConfig) -> SpanEngine:
+        """An engine that draws with these settings."""
+        return SpanEngine(self.model, config, self.text.marks.go_on, self.text.marks.eod)
+
+    def check(self, line: Line) -> None:
+        """Refuse what cannot be said.
+
+        Raises:
+            DataError: there is nothing to say, or the voice is too short, too quiet or broken.
+        """
+        if not has_content(line.text):
+            raise DataError(f"There is nothing to say in {line.text!r}: it has no letter or digit.")
+        if line.voice is not None:
+            shortest = self.tokenizer.speech.hop_length / self.sample_rate
+            check_clip(line.voice, ClipLimits(min_seconds=shortest, max_seconds=3600.0))
+
+    def say(
+        self,
+        engine: SpanEngine,
+        lines: Sequence[Line],
+        indices: Sequence[int],
+        seed: int,
+        sink: Sink | None = None,
+    ) -> list[Spoken]:
+        """Say lines, all in one batch.
+
+        Args:
+            engine: from ``engine``.
+            lines: what to say.
+            indices: the index of each within the whole set of samples.
+            seed: of the whole set; a sample's own follows from it and its index.
+            sink: takes the audio of a single line while it is made.
+
+        Raises:
+            ArtifactError: the model drew values that are not finite.
+        """
+        seeds = [derive_seed(seed, "sample", index) for index in indices]
+        voices = [self._encode(line, own) for line, own in zip(lines, seeds, strict=True)]
+        utterances = [
+            _Utterance(self, voice if line.continues else None, sink)
+            for line, voice in zip(lines, voices, strict=True)
+        ]
+        requests = [
+            self._request(line, voice, own)
+            for line, voice, own in zip(lines, voices, seeds, strict=True)
+        ]
+        spans = engine.draw(requests, lambda index, latent: utterances[index].hear(latent))
+        return [
+            self._finish(utterance, span) for utterance, span in zip(utterances, spans, strict=True)
+        ]
+
+    def _request(self, line: Line, voice: Tensor | None, seed: int) -> SpanRequest:
+        layout = SpokenText(self.text, self.tokenizer.latent_channels)
+        bound = max_latents(line.text, self.bounds, self.frame_rate)
+        if line.continues and voice is not None:
+            beginning = voice
+            prompt = layout.prefix([], line.text).latents(beginning, self.text.marks.go_on)
+            free = layout.prefix([], None).latents(beginning, self.text.marks.go_on)
+            bound = max(bound - len(beginning), 1)
+        else:
+            words = None if line.voice is None else line.voice.text
+            prompts: list[Voice] = [] if voice is None else [(words, voice)]
+            prompt, free = layout.prefix(prompts, line.text), layout.prefix([], None)
+        made = [builder.finish("prompt") for builder in (prompt, free)]
+        conditional, unconditional = (Prompt(one.ids, one.latents, one.kind) for one in made)
+        return SpanRequest(conditional, unconditional, bound, seed)
+
+    def _encode(self, line: Line, seed: int) -> Tensor | None:
+        """Normalised latents (T, C) of the voice, at most as long as any utterance was."""
+        if line.voice is None:
+            return None
+        samples = torch.from_numpy(prepare(line.voice, self.sample_rate))
+        hop = self.tokenizer.speech.hop_length
+        whole = samples[: len(samples) // hop * hop][: self.bounds.longest * hop]
+        device = next(self.tokenizer.parameters()).device
+        with evaluating(self.tokenizer):
+            posterior = self.tokenizer.encode(whole.to(device)[None, None])
+        drawn = posterior.rule.draw(
+            posterior.mean.cpu(),
+            None if posterior.log_variance is None else posterior.log_variance.cpu(),
+            generator(seed, "prompt"),
+        )
+        return self.loaded.config.stats.normalise(drawn.squeeze(0))
+
+    def _finish(self, utterance: "_Utterance", span: Span) -> Spoken:
+        if not span.latents.isfinite().all():
+            raise ArtifactError(f"{self.loaded.folder} drew latents that are not finite.")
+        return Spoken(utterance.finish(), len(span.latents), span.ended_by)
+
+
+class _Utterance:
+    """One line on its way from latents to audio, and the watches over it."""
+
+    def __init__(self, speaking: Speaking, beginning: Tensor | None, sink: Sink | None) -> None:
+        self._speaking = speaking
+        self._decoder = StreamingDecoder(speaking.tokenizer)
+        self._device = next(speaking.tokenizer.parameters()).device
+        self._sink = sink
+        self._audio: list[Tensor] = []
+        self._heard: list[Tensor] = []
+        self._waiting: list[Tensor] = []
+        if beginning is not None:
+            self._waiting += beginning.unbind(0)
+            self._decode()
+
+    def hear(self, latent: Tensor) -> str | None:
+        """Take a latent (C,); why the utterance should end, None if it may go on."""
+        self._waiting.append(latent)
+        self._heard.append(latent)
+        is_due = len(self._heard) % WATCH_EVERY == 0
+        if is_due or self._sink is not None:
+            self._decode()
+        return self._verdict() if is_due else None
+
+    def finish(self) -> Tensor:
+        """All of the audio, (S,)."""
+        self._decode()
+        self._take(self._decoder.finish())
+        return torch.cat(self._audio)
+
+    def _decode(self) -> None:
+        if self._waiting:
+            stats = self._speaking.loaded.config.stats
+            raw = stats.denormalise(torch.stack(self._waiting)).to(self._device)
+            self._waiting.clear()
+            self._take(self._decoder.push(raw.unsqueeze(0)))
+
+    def _take(self, audio: Tensor) -> None:
+        samples = audio[0, 0].clamp(-1.0, 1.0).cpu()
+        self._audio.append(samples)
+        if self._sink is not None and len(samples):
+            self._sink(samples)
+
+    def _verdict(self) -> str | None:
+        if is_silent(torch.cat(self._audio), self._speaking.sample_rate):
+            return SILENCE
+        if is_repeating(torch.stack(self._heard), self._speaking.frame_rate):
+            return REPETITION
+        return None

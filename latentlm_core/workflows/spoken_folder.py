@@ -1,0 +1,108 @@
+"""A folder of spoken samples, and what stands beside them.
+
+    settings.json       what decides the samples: model, seed, sampler, texts or protocol
+    000000.wav ...      the samples, each written when it is whole (or while it is streamed)
+    samples.jsonl       a row for each: file, text, how it ended, seconds, voice, original
+    voices/000000.wav   the recording that gave the voice, and originals/ that of the same text
+    spectrograms.png    the first of them
+
+``latentlm eval wer`` and ``sim`` read this folder and need nothing else.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentlm_core.data.audio import prepare, read_audio, write_wav
+from latentlm_core.data.base import Clip
+from latentlm_core.errors import CorruptFileError
+from latentlm_core.figures import spectrograms
+from latentlm_core.files import read_text, write_text
+from latentlm_core.workflows.claimed_folder import ClaimedFolder
+from latentlm_core.workflows.speaking import Line, Spoken
+
+NUM_SHOWN = 6
+
+
+class SpokenFolder(ClaimedFolder):
+    """Speech of one model, seed and setting; of other settings it takes none.
+
+    Args:
+        path: the folder.
+        settings: JSON values that decide the samples.
+        sample_rate: of what is written.
+    """
+
+    suffix = ".wav"
+
+    def __init__(self, path: Path, settings: dict[str, Any], sample_rate: int) -> None:
+        super().__init__(path, settings)
+        self._sample_rate = sample_rate
+        self._rows_path = path / "samples.jsonl"
+
+    def missing(self, count: int) -> list[int]:
+        """Which of the first ``count`` samples have no row yet: a row is written last."""
+        rows = self.rows()
+        return [index for index in range(count) if index not in rows]
+
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """What is known of the samples that are there, by index.
+
+        Raises:
+            CorruptFileError: a row is no JSON object with an index.
+        """
+        if not self._rows_path.is_file():
+            return {}
+        found = {}
+        for number, line in enumerate(read_text(self._rows_path).splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                found[int(row["index"])] = row
+            except (ValueError, TypeError, KeyError):
+                raise CorruptFileError(
+                    f"{self._rows_path}, line {number}, is no row of a sample."
+                ) from None
+        return found
+
+    def add(
+        self, indices: Sequence[int], lines: Sequence[Line], spoken: Sequence[Spoken]
+    ) -> list[dict[str, Any]]:
+        """Write samples, what they are compared with, and then their rows."""
+        rows = self.rows()
+        for index, line, said in zip(indices, lines, spoken, strict=True):
+            write_wav(self.file(index), said.audio.numpy(), self._sample_rate)
+            rows[index] = {
+                "file": self.file(index).name,
+                "index": index,
+                "text": line.text,
+                "seconds": round(len(said.audio) / self._sample_rate, 3),
+                "latents": said.num_latents,
+                "ended_by": said.ended_by,
+                "prompt": self._keep(line.voice, "voices", index),
+                "prompt_text": line.voice.text if line.voice else None,
+                "original": self._keep(line.original, "originals", index),
+            }
+        text = "".join(json.dumps(rows[index]) + "\n" for index in sorted(rows))
+        write_text(self._rows_path, text)
+        return [rows[index] for index in indices]
+
+    def draw(self, count: int) -> Path:
+        """Spectrograms of the first samples, with their texts."""
+        rows = self.rows()
+        shown = list(range(min(count, NUM_SHOWN)))
+        audio = [read_audio(self.file(index), str(self.file(index)))[0] for index in shown]
+        path = self.path / "spectrograms.png"
+        titles = [str(rows[index]["text"]) for index in shown]
+        spectrograms([torch.from_numpy(one) for one in audio], self._sample_rate, titles, path)
+        return path
+
+    def _keep(self, clip: Clip | None, kind: str, index: int) -> str | None:
+        """Write a recording as the networks hear it; its name within the folder."""
+        if clip is None:
+            return None
+        name = f"{kind}/{index:06d}.wav"
+        write_wav(self.path / name, prepare(clip, self._sample_rate), self._sample_rate)
+        return name

@@ -1,0 +1,79 @@
+"""What keeps generated speech from going on for ever: a length bound, and two watches.
+
+A model that has learned where speech ends says so itself. Where it does not, the number of latents
+is bounded by the length of the text, and an utterance ends before that where it has fallen silent
+or repeats itself. The watches look every eighth latent, whether audio is streamed or not, so that
+a sample does not depend on how it is written.
+
+Axes: S samples, T latent positions, C latent channels.
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from latentlm_core.artifacts import SpeechBounds
+
+SILENCE = "silence"
+REPETITION = "repetition"
+"""What an utterance says that a watch ended."""
+
+WATCH_EVERY = 8
+"""Latents between two looks."""
+MARGIN = 1.25
+"""How much more a text may take than any text of the training did for its length."""
+SPARE_SECONDS = 1.0
+"""And this much beside it: short texts have pauses around them."""
+MAX_SILENCE_SECONDS = 1.5
+"""Silence after which an utterance ends, also at its beginning."""
+SILENCE_DBFS = -50.0
+"""Root mean square of 20 ms below which they are silent; speech is at -25."""
+REPETITION_SECONDS = (0.3, 2.0)
+"""Shortest and longest period of a repetition."""
+MAX_REPETITIONS = 3
+"""Times that a period may follow itself."""
+LIKENESS = 0.9
+"""Mean cosine of latents a period apart, from which on they are the same: above that of a word said
+twice, below that of one latent drawn twice from its posterior."""
+
+
+def max_latents(text: str, bounds: SpeechBounds, frame_rate: float) -> int:
+    """Largest number of latents for a text.
+
+    Args:
+        text: what is said.
+        bounds: of the model.
+        frame_rate: latents a second.
+    """
+    spoken = MARGIN * bounds.latents_per_character * len(text.strip())
+    return math.ceil(spoken + SPARE_SECONDS * frame_rate)
+
+
+def is_silent(audio: Tensor, sample_rate: int) -> bool:
+    """Whether the last 1.5 seconds of audio (S,) are silent; False where it is shorter."""
+    window = sample_rate // 50
+    wanted = round(MAX_SILENCE_SECONDS * sample_rate) // window * window
+    if len(audio) < wanted:
+        return False
+    power = audio[len(audio) - wanted :].view(-1, window).square().mean(dim=1)
+    return bool(power.max() < 10.0 ** (SILENCE_DBFS / 10.0))
+
+
+def is_repeating(latents: Tensor, frame_rate: float) -> bool:
+    """Whether normalised latents (T, C) end in one period said four times."""
+    shortest, longest = (round(seconds * frame_rate) for seconds in REPETITION_SECONDS)
+    for period in range(max(shortest, 2), longest + 1):
+        span = period * MAX_REPETITIONS
+        if len(latents) < span + period:
+            return False
+        now, before = latents[-span:], latents[-span - period : -period]
+        if float(F.cosine_similarity(now, before, dim=1).mean()) > LIKENESS:
+            return not _is_constant(now)
+    return False
+
+
+def _is_constant(latents: Tensor) -> bool:
+    """Whether all of (T, C) are one latent: silence or a held sound, no repetition."""
+    centre = latents.mean(dim=0, keepdim=True).expand_as(latents)
+    return float(F.cosine_similarity(latents, centre, dim=1).mean()) > math.sqrt(LIKENESS)
