@@ -10,13 +10,14 @@ from latentlm_cli.progress import listener
 
 EXAMPLES = options.examples(
     "latentlm demo",
-    "latentlm demo --out my-demo --seed 1",
+    "latentlm demo --modality speech --out speech-demo",
 )
 
 
 def demo(
     modality: Annotated[
-        Literal["image"], typer.Option("--modality", help="What the model learns to make.")
+        Literal["image", "speech"],
+        typer.Option("--modality", help="What the model learns to make."),
     ] = "image",
     out: Annotated[
         Path, typer.Option("--out", help="Where the report and the pictures go.")
@@ -25,10 +26,10 @@ def demo(
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """The whole path on real handwriting, in minutes on two CPU cores.
+    """The whole path on real handwriting, or on speech, in minutes on two CPU cores.
 
-    Trains a sigma-VAE, tokenizes, trains a LatentLM, samples every digit,
-    measures, and writes a report. A second start reuses what is done.
+    Trains a sigma-VAE, tokenizes, trains a LatentLM, samples, measures, and
+    writes a report. A second start reuses what is done.
     """
     from latentlm_core.demo import demo as run
 

@@ -23,6 +23,7 @@ app = typer.Typer(
     epilog=options.examples(
         "latentlm eval fid --samples samples/digits --reference mnist",
         "latentlm eval recon --data mnist --vae runs/digits-vae",
+        "latentlm eval wer --samples samples/speech",
     ),
 )
 
@@ -75,11 +76,19 @@ def recon(
     offline: options.Offline = False,
     num_samples: options.NumImages = None,
     batch_size: options.BatchSize = 32,
+    recogniser: options.Recogniser = "faster-whisper",
+    normalise: options.Normaliser = "basic",
+    encoder: options.SpeakerEncoder = "resemblyzer",
     out: options.Report = None,
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """How well a tokenizer gives images back: rFID, PSNR, SSIM, and LPIPS where it can."""
+    """How well a tokenizer gives its data back.
+
+    Images: rFID, PSNR, SSIM, and LPIPS where it can. Speech: mel distance,
+    WER and speaker similarity beside the recordings', PESQ and STOI where it
+    can; "none" leaves out what a recogniser or encoder would measure.
+    """
     from latentlm_core import workflows
 
     result = workflows.evaluate_reconstruction(
@@ -91,6 +100,93 @@ def recon(
         weights=weights,
         offline=offline,
         batch_size=batch_size,
+        recogniser=recogniser,
+        normalise=normalise,
+        encoder=encoder,
+        out=out,
+        device=device,
+        progress=listener(),
+    )
+    console.show(result, json)
+
+
+@app.command(epilog=options.examples("latentlm eval wer --samples samples/speech --of originals"))
+def wer(
+    samples: options.SpokenSamples = None,
+    side: Annotated[
+        Literal["samples", "originals", "voices"],
+        typer.Option("--of", help="The samples, or the recordings that lie beside them."),
+    ] = "samples",
+    recogniser: options.Recogniser = "faster-whisper",
+    normalise: options.Normaliser = "basic",
+    num_samples: options.NumSpoken = None,
+    out: options.Report = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Word error rate of samples of speech, of all words and a mean over samples."""
+    from latentlm_core import workflows
+
+    result = workflows.evaluate_wer(
+        samples=samples,
+        side=side,
+        recogniser=recogniser,
+        normalise=normalise,
+        num_samples=num_samples,
+        out=out,
+        device=device,
+        progress=listener(),
+    )
+    console.show(result, json)
+
+
+@app.command(epilog=options.examples("latentlm eval sim --samples samples/speech"))
+def sim(
+    samples: options.SpokenSamples = None,
+    encoder: options.SpeakerEncoder = "resemblyzer",
+    num_samples: options.NumSpoken = None,
+    out: options.Report = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Speaker similarity of samples to their prompts and to recordings of the same text."""
+    from latentlm_core import workflows
+
+    result = workflows.evaluate_sim(
+        samples=samples,
+        encoder=encoder,
+        num_samples=num_samples,
+        out=out,
+        device=device,
+        progress=listener(),
+    )
+    console.show(result, json)
+
+
+@app.command(epilog=options.examples("latentlm eval drift --samples samples/speech --window 5"))
+def drift(
+    samples: options.SpokenSamples = None,
+    window_seconds: Annotated[
+        float, typer.Option("--window", min=0.5, metavar="S", help="Seconds of voice at a time.")
+    ] = 10.0,
+    recogniser: options.Recogniser = "faster-whisper",
+    normalise: options.Normaliser = "basic",
+    encoder: options.SpeakerEncoder = "resemblyzer",
+    num_samples: options.NumSpoken = None,
+    out: options.Report = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """How word errors and the voice change from the beginning of samples to their end."""
+    from latentlm_core import workflows
+
+    result = workflows.evaluate_drift(
+        samples=samples,
+        window_seconds=window_seconds,
+        recogniser=recogniser,
+        normalise=normalise,
+        encoder=encoder,
+        num_samples=num_samples,
         out=out,
         device=device,
         progress=listener(),

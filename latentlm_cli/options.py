@@ -110,6 +110,35 @@ NumImages = Annotated[
 ]
 
 
+Recogniser = Annotated[
+    str,
+    typer.Option(
+        "--recogniser",
+        help="faster-whisper (tiny.en out of a package, or :PATH), pocketsphinx, hf:ORG/NAME.",
+    ),
+]
+Normaliser = Annotated[
+    Literal["basic", "english", "spoken-digits"],
+    typer.Option("--normaliser", help="What texts and transcripts go through before comparing."),
+]
+SpeakerEncoder = Annotated[
+    str, typer.Option("--encoder", help="resemblyzer, or hf:ORG/NAME of an x-vector model.")
+]
+SpokenSamples = Annotated[
+    str | None,
+    typer.Option(
+        "--samples",
+        metavar="SPEECH",
+        help="A folder that sample made, or a .jsonl with file and text; the newest samples of "
+        "the workspace if left out.",
+    ),
+]
+NumSpoken = Annotated[
+    int | None,
+    typer.Option("-n", "--num-samples", min=1, metavar="N", help="Only the first N."),
+]
+
+
 def examples(*commands: str) -> str:
     """The closing lines of a command's help."""
     heading = "Example" if len(commands) == 1 else "Examples"

@@ -161,7 +161,11 @@ def sample(
         "dry_run": dry_run,
         "progress": listener(),
     }
-    images: dict[str, Any] = {"classes": classes, "guidance_schedule": guidance_schedule, "npz": npz}
+    images: dict[str, Any] = {
+        "classes": classes,
+        "guidance_schedule": guidance_schedule,
+        "npz": npz,
+    }
     speech = {
         "voice": voice,
         "voice_text": voice_text,
@@ -207,6 +211,8 @@ def _range(text: str | None) -> tuple[float, float] | None:
         return None
     try:
         low, high = (float(part) for part in text.split(":"))
+        if not 0 <= low <= high:
+            raise ValueError
     except ValueError:
         raise typer.BadParameter(
             f"{text!r} is not MIN:MAX, as in 4:10.", param_hint="--seconds"

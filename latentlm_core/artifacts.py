@@ -65,7 +65,7 @@ class TokenizerExport(Config):
 class SpeechBounds(Config):
     """How long the speech was that a model learned: what bounds the length of its own."""
 
-    latents_per_character: float = Field(gt=0)
+    latents_per_character: float = Field(gt=0, allow_inf_nan=False)
     """Most latents for a character of the transcript that any utterance had."""
     longest: int = Field(ge=1)
     """Latents of the longest utterance."""
@@ -105,6 +105,8 @@ class GeneratorExport(Config):
         if (self.text_sha256 is None) != (self.speech is None):
             raise ValueError("text_sha256 and speech go together")
         if self.text_sha256 is not None:
+            if not (isinstance(self.model, LatentLMConfig) and self.model.predicts_text):
+                raise ValueError("a text-to-speech model is a latent-lm that predicts text")
             return self
         if self.grid is None:
             raise ValueError("a class-conditional model needs a grid")

@@ -16,11 +16,12 @@ PREFIX = "hf:"
 ALLOWED_PATTERNS = (
     "config.json",
     "*.safetensors",
+    "*.safetensors.index.json",
     "README.md",
     "tokenizer/config.json",
     "tokenizer/*.safetensors",
 )
-"""What is fetched of a repository."""
+"""What is fetched of a repository: our exports, and published weights in shards."""
 
 ALLOWED_SUFFIXES = (".json", ".safetensors", ".md")
 """What may be published."""

@@ -76,7 +76,7 @@ _VIBEVOICE_TOKENIZER_RULES = (
     (r"\.ffn\.linear1\.", ".mlp_in."),
     (r"\.ffn\.linear2\.", ".mlp_out."),
 )
-_RESAMPLER = re.compile(r"(downsamples|upsamples)\.(\d+)\.")
+_RESAMPLER = re.compile(r"(downsamples|upsamples)\.(\d{1,3})\.")
 
 _VAE_TOWER = {
     "patch_embed.proj": "patch_embed",
@@ -125,7 +125,7 @@ def vibevoice_tokenizer_weights(published: Mapping[str, Tensor]) -> dict[str, Te
     """
     return {
         _RESAMPLER.sub(lambda match: f"{match[1]}.{int(match[2]) - 1}.", name): tensor
-        for name, tensor in _convert(published, _VIBEVOICE_TOKENIZER_RULES).items()
+        for name, tensor in _rename(published, _VIBEVOICE_TOKENIZER_RULES).items()
     }
 
 
@@ -151,13 +151,19 @@ def sigma_vae_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _convert(
     published: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]
 ) -> dict[str, Tensor]:
+    return _fuse_gates(_rename(published, rules))
+
+
+def _rename(
+    published: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]
+) -> dict[str, Tensor]:
     renamed = {}
     for name, tensor in published.items():
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
         is_convolution_of_one = tensor.ndim == 4 and tensor.shape[2:] == (1, 1)
         renamed[name] = tensor.flatten(1) if is_convolution_of_one else tensor
-    return _fuse_gates(renamed)
+    return renamed
 
 
 def _fuse_gates(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """A report that a person enjoys and a machine can read: ``report.html`` and ``report.json``.
 
-The page is one file: styles inline, pictures as data. Its content policy forbids every request, so
-it looks the same from a mail, a USB stick or a web server. All text is escaped; nothing in it is
-markup.
+The page is one file: styles inline, pictures and sounds as data. Its content policy forbids every
+request, so it looks the same from a mail, a USB stick or a web server. All text is escaped; nothing
+in it is markup.
 """
 
 import base64
@@ -62,6 +62,22 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
+class Sound:
+    """A WAV file that can be played in the page.
+
+    Attributes:
+        path: the file; its bytes go into the page.
+        caption: what is heard.
+    """
+
+    path: Path
+    caption: str
+
+
+Block = Picture | Table | Command | Sound
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """A part of the page.
 
@@ -73,7 +89,7 @@ class Section:
 
     title: str
     text: str = ""
-    blocks: Sequence[Picture | Table | Command] = ()
+    blocks: Sequence[Block] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +174,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _block_record(block: Picture | Table | Command) -> dict[str, Any]:
+def _block_record(block: Block) -> dict[str, Any]:
     match block:
         case Picture():
             return {"picture": block.path.name, "caption": block.caption}
@@ -167,6 +183,8 @@ def _block_record(block: Picture | Table | Command) -> dict[str, Any]:
             return {"table": rows, "header": list(block.header), "caption": block.caption}
         case Command():
             return {"command": block.text}
+        case Sound():
+            return {"sound": block.path.name, "caption": block.caption}
 
 
 def _section_html(section: Section) -> str:
@@ -176,7 +194,7 @@ def _section_html(section: Section) -> str:
     return f"<section><h2>{_text(section.title)}</h2>{text}{blocks}</section>"
 
 
-def _block_html(block: Picture | Table | Command) -> str:
+def _block_html(block: Block) -> str:
     match block:
         case Picture():
             data = base64.b64encode(_read(block.path)).decode()
@@ -190,6 +208,13 @@ def _block_html(block: Picture | Table | Command) -> str:
             return _table_html(block)
         case Command():
             return f"<pre><code>{_text(block.text)}</code></pre>"
+        case Sound():
+            data = base64.b64encode(_read(block.path)).decode()
+            return (
+                f"<figure><figcaption>{_text(block.caption)}</figcaption>"
+                f'<audio controls preload="none" src="data:audio/wav;base64,{data}"></audio>'
+                "</figure>"
+            )
 
 
 def _read(path: Path) -> bytes:
@@ -254,6 +279,7 @@ dd { margin: 0.1rem 0 0; font-size: 1.45rem; font-variant-numeric: tabular-nums 
   overflow-wrap: anywhere; line-height: 1.3; }
 figure { margin: 1.4rem 0; }
 img { display: block; max-width: 100%; height: auto; border-radius: 8px; background: #fff; }
+audio { width: 100%; margin-top: 0.3rem; }
 img.pixelated { image-rendering: pixelated; width: 100%; }
 figcaption, caption { font-size: 0.85rem; color: var(--soft); margin-top: 0.5rem;
   text-align: left; }
@@ -278,7 +304,7 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+  content="default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>{style}</style>
 </head>

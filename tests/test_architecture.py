@@ -38,6 +38,7 @@ FLOORS = {
     "latentlm_core.sampling": 4,
     "latentlm_core.evaluation": 4,
     "latentlm_core.artifacts": 4,
+    "latentlm_core.importing": 4,
     "latentlm_core.recipes": 5,
     "latentlm_core.workflows": 5,
     "latentlm_core.demo": 5,

@@ -227,6 +227,20 @@ def test_what_is_pushed_comes_back_as_it_was(server: TinyHub, export: Path) -> N
     assert fetched == {p: c for p, c in server.files.items() if p != "weights.pkl"}
 
 
+@pytest.mark.usefixtures("cache")
+def test_of_a_published_model_weights_and_their_descriptions_are_fetched(server: TinyHub) -> None:
+    wanted = [
+        "config.json",
+        "model.safetensors.index.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ]
+    others = ["modeling.py", "pytorch_model.bin", "pytorch_model.bin.index.json", "vocab.json"]
+    server.files = {name: b"x" * length for length, name in enumerate(wanted + others, start=1)}
+    folder = hub.download("someone/digits")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(wanted)
+
+
 @pytest.mark.usefixtures("cache", "server")
 def test_gated_missing_and_forbidden_are_sentences(export: Path) -> None:
     with pytest.raises(ArtifactError, match="someone/gated is gated") as caught:

@@ -140,6 +140,8 @@ def test_similarity_with_prompt_and_original(tmp_path: Path) -> None:
         "num_sim_prompt": 2,
         "sim_original": pytest.approx(far),
         "num_sim_original": 1,
+        "sim_recording": pytest.approx(np.cos(0.25)),
+        "num_sim_recording": 1,
     }
     assert report.protocol.encoder == "level"
 

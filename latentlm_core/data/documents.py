@@ -7,7 +7,7 @@ attention and positions never cross documents, so a document learns packed what 
 Axes: n elements of a document, B rows, L fed positions, C latent channels.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -123,7 +123,7 @@ def pack(documents: Sequence[Document], row_length: int) -> SequenceBatch:
 def _first_fit(documents: Sequence[Document], row_length: int) -> list[list[Document]]:
     rows: list[list[Document]] = []
     room: list[int] = []
-    for document in _longest_first(documents):
+    for document in sorted(documents, key=len, reverse=True):
         if len(document) > row_length:
             raise DataError(
                 f"{document.key} has {len(document)} elements, more than the {row_length} of a row."
@@ -135,7 +135,3 @@ def _first_fit(documents: Sequence[Document], row_length: int) -> list[list[Docu
         rows[row].append(document)
         room[row] -= len(document)
     return rows
-
-
-def _longest_first(documents: Iterable[Document]) -> list[Document]:
-    return sorted(documents, key=len, reverse=True)

@@ -4,7 +4,8 @@
     bos null, bod, latents, eod                      where the condition is dropped
 
 The prompt is another utterance of the same speaker; null stands for its text where that is dropped,
-so that a voice can be given without a transcript. Text is read, never predicted; of every latent
+so that a voice can be given without a transcript; a prompt that does not fit into the row is left
+out. Text is read, never predicted; of every latent
 the model learns the latent itself and that the latents go on, and after the last one that they end.
 So it learns where speech ends from the same softmax that will write text in other models.
 
@@ -54,6 +55,9 @@ class SpeechDataConfig(Config):
     text: TextConfig = TextConfig()
     """Bytes, or a BPE that is trained on the transcripts."""
 
+
+NUM_MARKS = 3
+"""Of an utterance without a prompt: ``bos``, ``bod``, ``eod``."""
 
 Voice = tuple[str | None, Tensor]
 """Transcript, if there is one, and normalised latents (T, C) of an utterance."""
@@ -110,7 +114,8 @@ class SpeechSequences:
         stats: normalisation of the latents.
 
     Raises:
-        DataError: an utterance has no transcript, or there are too few for one batch.
+        DataError: an utterance has no transcript or does not fit into a row, or there are too few
+            for one batch.
     """
 
     def __init__(
@@ -122,6 +127,7 @@ class SpeechSequences:
         read_ahead: int = 0,
     ) -> None:
         manifest = latents.manifest
+        _check_lengths(latents, text, config.row_length)
         self.latents = latents
         self.config = config
         self.stats: LatentStats = manifest.stats(latents.posterior, config.per_channel_stats)
@@ -181,7 +187,11 @@ class SpeechSequences:
             words = None if is_silent else _transcript(voice)
             prompts.append((words, self._sample(voice, source)))
         text = None if is_dropped else _transcript(record)
-        return self._layout.utterance(prompts, text, self._sample(record, source), record.key)
+        own = self._sample(record, source)
+        document = self._layout.utterance(prompts, text, own, record.key)
+        if len(document) <= self.config.row_length:
+            return document
+        return self._layout.utterance([], text, own, record.key)
 
     def _sample(self, record: LatentRecord, source: torch.Generator) -> Tensor:
         """Normalised latents (T, C), drawn from their posterior: one sigma an utterance."""
@@ -192,12 +202,11 @@ class SpeechSequences:
     def _other(self, index: int, source: torch.Generator) -> int | None:
         """Another training utterance of the same speaker, if there is one."""
         candidates = self._of_speaker.get(int(self._speakers[index]), [])
-        if not candidates or candidates == [index]:
+        num_others = len(candidates) - (index in candidates)
+        if not num_others:
             return None
-        place = int(torch.randint(len(candidates), (), generator=source))
-        if candidates[place] == index:
-            place = (place + 1) % len(candidates)
-        return candidates[place]
+        other = candidates[int(torch.randint(num_others, (), generator=source))]
+        return candidates[-1] if other == index else other
 
 
 def transcripts(latents: LatentSet) -> list[str]:
@@ -215,6 +224,22 @@ def transcripts(latents: LatentSet) -> list[str]:
                 hint="Tokenize data with transcripts: latentlm tokenize --data ...",
             )
     return texts
+
+
+def _check_lengths(latents: LatentSet, text: TextTokenizer, row_length: int) -> None:
+    """Refuse what would stop a run in its midst."""
+    texts, lengths = transcripts(latents), latents.lengths.tolist()
+    sizes = [
+        NUM_MARKS + len(text.encode(words)) + length
+        for words, length in zip(texts, lengths, strict=True)
+    ]
+    longest = max(sizes)
+    if longest > row_length:
+        key = latents.read_one(sizes.index(longest)).key
+        raise DataError(
+            f"{key} has {longest} elements, and a row (data.row_length) {row_length}.",
+            hint=f"Say --set data.row_length={2 * longest}, so that a prompt fits in as well.",
+        )
 
 
 def _transcript(record: LatentRecord) -> str:

@@ -5,7 +5,8 @@ Notable choices:
   words, ``wer_mean_utterance`` the mean of each utterance's own rate (Seed-TTS reports that one).
 - Two similarities: ``sim_prompt`` is the cosine of a sample and its prompt (SIM-o of VALL-E where
   the prompt is the recording itself), ``sim_original`` that of a sample and a recording of the
-  same text. What has no prompt, no original or no voice is left out of the mean, and counted.
+  same text. ``sim_recording``, of that recording and the prompt, is what a real voice reaches. What
+  has no prompt, no original or no voice is left out of the mean, and counted.
 - Every sample's score is a row with its file; reports hold the means and what they depend on.
 """
 
@@ -114,13 +115,15 @@ class SimRow(Config):
     """Cosine with its prompt; None where either is missing or has no voice."""
     sim_original: float | None
     """Cosine with the recording of the same text, likewise."""
+    sim_recording: float | None
+    """Cosine of that recording with the prompt, likewise: what a real voice reaches."""
 
 
 class SimReport(Config):
     """Speaker similarity of a set of samples."""
 
     values: dict[str, float]
-    """sim_prompt and sim_original, means over num_sim_prompt and num_sim_original samples; one
+    """sim_prompt, sim_original and sim_recording, means over num_sim_prompt samples and so on; one
     that no sample has is left out."""
     protocol: SpeechProtocol
     """What they depend on."""
@@ -207,6 +210,7 @@ def speaker_similarity(
             index=item.index,
             sim_prompt=cosine(voice, voices.find(item.prompt)),
             sim_original=cosine(voice, voices.find(item.original)),
+            sim_recording=cosine(voices.find(item.original), voices.find(item.prompt)),
         )
         rows.append(row)
     values: dict[str, float] = {}
@@ -214,6 +218,7 @@ def speaker_similarity(
     for name, wanted in (
         ("sim_prompt", sum(item.prompt is not None for item in items)),
         ("sim_original", sum(item.original is not None for item in items)),
+        ("sim_recording", sum(bool(item.original and item.prompt) for item in items)),
     ):
         found = [value for row in rows if (value := getattr(row, name)) is not None]
         if found:

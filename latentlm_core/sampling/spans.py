@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from latentlm_core.diffusion import solver_grid
+from latentlm_core.errors import ConfigError
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.nn.attention import KVCache
 from latentlm_core.runtime import evaluating
@@ -86,9 +87,17 @@ class SpanEngine:
         config: how latents are drawn.
         go_on: id of the mark for "latents go on".
         end: id of the mark for "end of data".
+
+    Raises:
+        ConfigError: the guidance schedule needs to know the last latent.
     """
 
     def __init__(self, model: LatentLM, config: SamplerConfig, go_on: int, end: int) -> None:
+        if config.guidance_schedule != "constant":
+            raise ConfigError(
+                "Nobody knows beforehand which latent of speech is the last, so its guidance "
+                "schedule must be constant."
+            )
         self.model = model
         self.config = config
         self.grid = solver_grid(model.head.schedule, config.num_inference_steps, config.solver)
@@ -129,7 +138,7 @@ class SpanEngine:
                     drawn[index].append(latent)
                     heard = listener(index, latent) if listener else None
                     is_bound = position + 1 == requests[index].num_latents
-                    if reason := heard or (END if is_end else BOUND if is_bound else None):
+                    if reason := END if is_end else heard or (BOUND if is_bound else None):
                         reasons[index] = reason
                 going = [row for row, index in enumerate(live) if index not in reasons]
                 if not going:

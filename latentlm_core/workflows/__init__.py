@@ -16,6 +16,7 @@ from latentlm_core.workflows.evaluate import (
     evaluate_samples,
     make_statistics,
 )
+from latentlm_core.workflows.evaluate_speech import evaluate_drift, evaluate_sim, evaluate_wer
 from latentlm_core.workflows.push import push
 from latentlm_core.workflows.sample import sample
 from latentlm_core.workflows.speak import speak
@@ -25,8 +26,11 @@ from latentlm_core.workflows.train_lm import train_lm
 from latentlm_core.workflows.train_vae import train_vae
 
 __all__ = [
+    "evaluate_drift",
     "evaluate_reconstruction",
     "evaluate_samples",
+    "evaluate_sim",
+    "evaluate_wer",
     "make_statistics",
     "push",
     "sample",

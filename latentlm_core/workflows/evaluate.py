@@ -20,6 +20,7 @@ from latentlm_core.progress import SILENT, Progress
 from latentlm_core.report import finite
 from latentlm_core.result import Result
 from latentlm_core.runtime import resolve_device
+from latentlm_core.workflows.evaluate_speech import reconstruct_speech
 from latentlm_core.workflows.judges import find_extractor, find_lpips, find_reference, lpips_record
 from latentlm_core.workflows.reports import EVALUATION, report_folder
 from latentlm_core.workflows.workspace import find_export, find_samples
@@ -88,21 +89,30 @@ def evaluate_reconstruction(
     weights: Path | None = None,
     offline: bool = False,
     batch_size: int = 32,
+    recogniser: str = "faster-whisper",
+    normalise: str = "basic",
+    encoder: str = "resemblyzer",
     out: Path | None = None,
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> Result:
-    """Measure a sigma-VAE's reconstructions: rFID, PSNR, SSIM, LPIPS where possible.
+    """Measure a sigma-VAE's reconstructions.
+
+    Of images: rFID, PSNR, SSIM, LPIPS where possible. Of speech: mel distance, WER and SIM beside
+    those of the recordings, PESQ and STOI where possible.
 
     Args:
         data: a data set.
         vae: run, export or hub id; by default the newest.
         split: train or test; where there is no test, what ``train_vae`` holds out of train.
-        num_samples: only so many images, from all over the set.
-        extractor: ``inception``, the folder of a classifier, or ``none`` for no rFID.
+        num_samples: only so many examples, from all over the set.
+        extractor: of images: ``inception``, the folder of a classifier, or ``none`` for no rFID.
         weights: file of Inception's weights.
         offline: never download weights.
         batch_size: images at a time.
+        recogniser: of speech: as ``load_recogniser`` takes it, or ``none`` for no WER.
+        normalise: of its transcripts and the texts.
+        encoder: of speech: as ``load_speaker_encoder`` takes it, or ``none`` for no SIM.
         out: file of the report; by default in ``evaluation`` of the run.
         device: auto, cpu, cuda, ...
         progress: listener.
@@ -112,6 +122,20 @@ def evaluate_reconstruction(
     """
     where = resolve_device(device)
     tokenizer = load_tokenizer(find_export(vae, "sigma-vae", progress), where)
+    if tokenizer.model.modality == "speech":
+        return reconstruct_speech(
+            tokenizer,
+            data=data,
+            vae=vae,
+            split=split,
+            num_samples=num_samples,
+            recogniser=None if recogniser == "none" else recogniser,
+            normalise=normalise,
+            encoder=None if encoder == "none" else encoder,
+            out=out,
+            device=where,
+            progress=progress,
+        )
     source, part = _open_split(data, split)
     network = (
         None

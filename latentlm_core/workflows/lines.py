@@ -6,6 +6,8 @@ Protocols (the paper's two, on LibriSpeech test-clean; here on any data with spe
                           the first the last, with its transcript
     3s-prefix             the voice is the first three seconds of the utterance itself, which the
                           model goes on with; the sample holds them and the continuation
+
+A speaker's only utterance has no other to give it a voice: the first protocol leaves it out.
 """
 
 from collections.abc import Sequence
@@ -13,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from latentlm_core.data.audio import read_audio
+from latentlm_core.data.audio import ClipLimits, check_clip, read_audio
 from latentlm_core.data.base import Clip, SpeechSource
+from latentlm_core.data.folders import read_beside
 from latentlm_core.data.speech_sources import open_speech, pair_reference
 from latentlm_core.errors import DataError
-from latentlm_core.files import read_text
 from latentlm_core.progress import Progress
 from latentlm_core.tokenizers.text import has_content
 from latentlm_core.workflows.speaking import Line
@@ -31,14 +33,17 @@ PREFIX_SECONDS = 3.0
 def read_voice(path: Path, text: str | None) -> Clip:
     """A recording of a speaker, with a transcript: as given, or from a .txt beside it.
 
+    Args:
+        path: the recording.
+        text: its transcript; nothing to say is none, whatever lies beside it.
+
     Raises:
         DataError: it cannot be read.
     """
     samples, sample_rate = read_audio(path, str(path))
-    beside = path.with_suffix(".txt")
-    if text is None and beside.is_file():
-        text = read_text(beside).strip() or None
-    return Clip(samples, sample_rate, text, None, str(path))
+    if text is None:
+        text = read_beside(path.with_suffix(".txt"), str(path), "transcript")
+    return Clip(samples, sample_rate, text if has_content(text or "") else None, None, str(path))
 
 
 class TextLines(Sequence[Line]):
@@ -70,6 +75,7 @@ class ProtocolLines(Sequence[Line]):
         protocol: where the voice comes from.
         seconds: shortest and longest utterance that is taken, None for all.
         count: how many, from all over the set; None takes all.
+        limits: what a voice must be like.
         progress: hears of the reading.
 
     Raises:
@@ -83,23 +89,28 @@ class ProtocolLines(Sequence[Line]):
         protocol: Protocol,
         seconds: tuple[float, float] | None,
         count: int | None,
+        limits: ClipLimits,
         progress: Progress,
     ) -> None:
         self._source: SpeechSource = open_speech(data, split)
-        self._protocol = protocol
-        shortest = max(seconds[0] if seconds else 0.0, _least_seconds(protocol))
-        longest = seconds[1] if seconds else float("inf")
-        kept, speakers = _fitting(self._source, shortest, longest, progress)
-        if not kept:
+        self._is_prefix = protocol == "3s-prefix"
+        shortest, longest = seconds or (0.0, float("inf"))
+        shortest = max(shortest, PREFIX_SECONDS if self._is_prefix else 0.0)
+        kept, speakers = self._fitting(shortest, longest, limits, progress)
+        pairs = [(kept[own], kept[other]) for own, other in enumerate(pair_reference(speakers))]
+        if not self._is_prefix:
+            pairs = [(own, other) for own, other in pairs if own != other]
+            if len(pairs) < len(kept):
+                progress.warn(
+                    f"Left out {len(kept) - len(pairs)} utterances whose speakers have no other."
+                )
+        if not pairs:
             raise DataError(
                 f"{data} has no utterance with a transcript of {shortest:g} to {longest:g} seconds "
-                f"in its split {split!r}."
+                f"in its split {split!r} that the protocol {protocol} can take."
             )
-        places = range(len(kept))
-        if count is not None and count < len(kept):
-            places = [number * len(kept) // count for number in range(count)]  # type: ignore[assignment]
-        references = pair_reference(speakers)
-        self._pairs = [(kept[place], kept[references[place]]) for place in places]
+        number = min(count or len(pairs), len(pairs))
+        self._pairs = [pairs[place * len(pairs) // number] for place in range(number)]
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -107,33 +118,34 @@ class ProtocolLines(Sequence[Line]):
     def __getitem__(self, index: int) -> Line:  # type: ignore[override]
         own, other = self._pairs[index]
         original = self._source[own]
-        text = original.text or ""
-        if self._protocol == "reference-utterance":
-            return Line(text, self._source[other], original)
-        length = round(PREFIX_SECONDS * original.sample_rate)
-        return Line(text, replace(original, samples=original.samples[:length]), original, True)
+        voice = self._voice(original if self._is_prefix else self._source[other])
+        return Line(original.text or "", voice, original, continues=self._is_prefix)
 
+    def _voice(self, clip: Clip) -> Clip:
+        """What is heard of an utterance that gives the voice."""
+        if not self._is_prefix:
+            return clip
+        length = round(PREFIX_SECONDS * clip.sample_rate)
+        return replace(clip, samples=clip.samples[:length], text=None)
 
-def _least_seconds(protocol: Protocol) -> float:
-    return PREFIX_SECONDS if protocol == "3s-prefix" else 0.0
-
-
-def _fitting(
-    source: SpeechSource, shortest: float, longest: float, progress: Progress
-) -> tuple[list[int], list[int | None]]:
-    """Utterances with a text and of such a length, and their speakers; broken ones are left out."""
-    kept: list[int] = []
-    speakers: list[int | None] = []
-    with progress.bar(f"reading {source.name}", len(source), "clips") as bar:
-        for index in range(len(source)):
-            bar.advance(1)
-            try:
-                clip = source[index]
-            except DataError as error:
-                progress.warn(f"Skipped: {error}")
-                continue
-            is_long_enough = shortest <= len(clip.samples) / clip.sample_rate <= longest
-            if is_long_enough and has_content(clip.text or ""):
+    def _fitting(
+        self, shortest: float, longest: float, limits: ClipLimits, progress: Progress
+    ) -> tuple[list[int], list[int | None]]:
+        """Utterances with a text, of such a length and fit to give a voice, and their speakers."""
+        kept: list[int] = []
+        speakers: list[int | None] = []
+        with progress.bar(f"reading {self._source.name}", len(self._source), "clips") as bar:
+            for index in range(len(self._source)):
+                bar.advance(1)
+                try:
+                    clip = self._source[index]
+                    has_length = shortest <= len(clip.samples) / clip.sample_rate <= longest
+                    if not has_length or not has_content(clip.text or ""):
+                        continue
+                    check_clip(self._voice(clip), limits)
+                except DataError as error:
+                    progress.warn(f"Skipped: {error}")
+                    continue
                 kept.append(index)
                 speakers.append(clip.speaker)
-    return kept, speakers
+        return kept, speakers

@@ -78,6 +78,8 @@ class SpeechJob:
             )
         if not isinstance(config.model, LatentLMSize):
             raise ConfigError("A DiT takes images; text-to-speech needs model.kind = latent-lm.")
+        if config.sampler.guidance_schedule != "constant":
+            raise ConfigError("Text-to-speech needs sampler.guidance_schedule = constant.")
         self._latents, self._config = latents, config
         self._texts = transcripts(latents)
         self.text = make_tokenizer(data.text, self._texts)
@@ -99,7 +101,9 @@ class SpeechJob:
     def facts(self) -> dict[str, Any]:
         """Fields of the export."""
         lengths = self._latents.lengths.tolist()
-        ratios = (length / len(text) for length, text in zip(lengths, self._texts, strict=True))
+        ratios = (
+            length / len(text.strip()) for length, text in zip(lengths, self._texts, strict=True)
+        )
         return {
             "grid": None,
             "text_sha256": self.text.sha256,

@@ -1,15 +1,18 @@
 """``latentlm sample --text``: a text-to-speech model => speech.
 
 A sample is decided by (seed, its index), its text and its voice: it is the same whatever the batch
-size, streamed or not. A folder remembers its settings, so the same command goes on where it was
-interrupted and another one is refused.
+size, streamed or not, up to the rounding of kernels. A folder remembers its settings, so the same
+command goes on where it was interrupted and another one is refused.
 """
 
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from latentlm_core.artifacts import load_generator
 from latentlm_core.data.audio import WavStream
@@ -20,12 +23,15 @@ from latentlm_core.files import locked
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
 from latentlm_core.runtime import resolve_device
-from latentlm_core.sampling import SpanEngine
+from latentlm_core.sampling import SamplerConfig, SpanEngine
 from latentlm_core.workflows.lines import Protocol, ProtocolLines, TextLines, read_voice
 from latentlm_core.workflows.sample import run_name_of, sampler_config
 from latentlm_core.workflows.speaking import Line, Speaking
 from latentlm_core.workflows.spoken_folder import SpokenFolder
 from latentlm_core.workflows.workspace import find_export, slug, workspace
+
+MAX_NAME = 40
+"""Characters of texts in a folder's name."""
 
 
 def speak(
@@ -81,6 +87,7 @@ def speak(
     Raises:
         LatentLMError: anything that the user can mend.
     """
+    _check_usage(texts, voice, voice_text, protocol, data, seconds)
     where = resolve_device(device)
     loaded = load_generator(find_export(model, "generator", progress), where)
     speaking = Speaking.of(loaded, vae, where, progress)
@@ -88,15 +95,15 @@ def speak(
         loaded.config.sampler, guidance_scale, None, num_inference_steps, solver
     )
     engine = speaking.engine(config)
-    heard = None if voice is None else read_voice(voice, voice_text)
+    heard = None if voice is None else speaking.fit(read_voice(voice, voice_text), progress)
     lines: Sequence[Line]
-    if protocol is None:
+    if protocol is None or data is None:
         lines = TextLines(texts, len(texts) * (num_samples or 1), heard)
-        speaking.check(lines[0])
-    elif data is None or texts or voice:
-        raise ConfigError(f"The protocol {protocol} takes its texts and voices from --data alone.")
+        for index in range(len(texts)):
+            speaking.check(lines[index])
     else:
-        lines = ProtocolLines(data, split, protocol, seconds, num_samples, progress)
+        limits = speaking.voice_limits
+        lines = ProtocolLines(data, split, protocol, seconds, num_samples, limits, progress)
     if stream and len(lines) != 1:
         raise ConfigError(f"--stream writes one sample, and these settings ask for {len(lines)}.")
     settings = {
@@ -105,16 +112,18 @@ def speak(
         "voice": heard and _fingerprint(heard),
         "protocol": protocol,
         "data": data and {"data": data, "split": split, "seconds": seconds and list(seconds)},
-        "num_samples": num_samples,
+        "num_samples": protocol and num_samples,
         "seed": seed,
         "sampler": config.to_dict(),
     }
     parts = [
         run_name_of(model, loaded),
-        slug(protocol or "-".join(texts))[:48].strip("-"),
+        protocol or _short_name(texts),
+        slug(data) if data else "",
         f"voice-{slug(voice.stem)}" if voice else "",
         f"cfg{config.guidance_scale:g}",
         f"steps{config.num_inference_steps}",
+        config.solver if config.solver != SamplerConfig().solver else "",
         f"seed{seed}",
     ]
     name = "-".join(part for part in parts if part)
@@ -132,7 +141,7 @@ def speak(
     with locked(folder.path):
         folder.claim()
         if stream:
-            figures |= _stream(folder, speaking, engine, lines[0], seed)
+            figures |= _stream(folder, speaking, engine, lines[0], seed, progress)
         else:
             figures |= _say_missing(folder, speaking, engine, lines, seed, batch_size, progress)
         figures |= _endings(folder, len(lines))
@@ -155,9 +164,7 @@ def _say_missing(
     with progress.bar("speaking", len(lines), "samples", len(lines) - len(missing)) as bar:
         for start in range(0, len(missing), batch_size):
             indices = missing[start : start + batch_size]
-            wanted = [lines[index] for index in indices]
-            for line in wanted:
-                speaking.check(line)
+            wanted = [_ready(speaking, lines[index], progress) for index in indices]
             begun = time.perf_counter()
             spoken = speaking.say(engine, wanted, indices, seed)
             spent += time.perf_counter() - begun
@@ -168,15 +175,21 @@ def _say_missing(
 
 
 def _stream(
-    folder: SpokenFolder, speaking: Speaking, engine: SpanEngine, line: Line, seed: int
+    folder: SpokenFolder,
+    speaking: Speaking,
+    engine: SpanEngine,
+    line: Line,
+    seed: int,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Say one line into a file that can be played while it grows."""
-    speaking.check(line)
+    line = _ready(speaking, line, progress)
+    folder.forget(0)
     first: list[float] = []
     begun = time.perf_counter()
     with WavStream(folder.file(0), speaking.sample_rate) as file:
 
-        def write(audio: Any) -> None:
+        def write(audio: Tensor) -> None:
             first.append(time.perf_counter() - begun)
             file.write(audio.numpy())
 
@@ -191,6 +204,12 @@ def _stream(
     }
 
 
+def _ready(speaking: Speaking, line: Line, progress: Progress) -> Line:
+    """A line that can be said, its voice of a length that the model knows."""
+    speaking.check(line)
+    return line if line.voice is None else replace(line, voice=speaking.fit(line.voice, progress))
+
+
 def _endings(folder: SpokenFolder, count: int) -> dict[str, int]:
     """How the samples ended, and how many did so."""
     rows = folder.rows()
@@ -201,6 +220,36 @@ def _endings(folder: SpokenFolder, count: int) -> dict[str, int]:
     return found
 
 
+def _check_usage(
+    texts: Sequence[str],
+    voice: Path | None,
+    voice_text: str | None,
+    protocol: Protocol | None,
+    data: str | None,
+    seconds: tuple[float, float] | None,
+) -> None:
+    """Refuse settings of which one would be ignored."""
+    if protocol is not None:
+        if data is None or texts or voice or voice_text is not None:
+            raise ConfigError(
+                f"The protocol {protocol} takes its texts and voices from --data alone."
+            )
+    elif not texts:
+        raise ConfigError("There is nothing to say: name a --text, or a --protocol and its --data.")
+    elif data is not None or seconds is not None:
+        raise ConfigError("--data and --seconds belong to a --protocol, and there is none.")
+    elif voice_text is not None and voice is None:
+        raise ConfigError("--voice-text is what the recording --voice says, and there is none.")
+
+
+def _short_name(texts: Sequence[str]) -> str:
+    """Texts as a part of a folder's name."""
+    name = slug("-".join(texts).replace("/", "-"))
+    if len(name) <= MAX_NAME:
+        return name
+    return f"{name[:MAX_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def _fingerprint(voice: Clip) -> dict[str, Any]:
     digest = hashlib.sha256(voice.samples.tobytes()).hexdigest()
-    return {"sha256": digest, "text": voice.text}
+    return {"sha256": digest, "sample_rate": voice.sample_rate, "text": voice.text}

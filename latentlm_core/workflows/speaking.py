@@ -1,13 +1,13 @@
 """From a text-to-speech model's export to audio: prompts, requests, latents, samples.
 
 Audio comes out of the streaming decoder in any case, a latent at a time where somebody listens and
-eight at a time otherwise; both give the same samples.
+eight at a time otherwise; both give the same samples, up to the rounding of kernels.
 
 Axes: S samples, T latent positions, C latent channels.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -34,6 +34,9 @@ from latentlm_core.workflows.watch import (
     is_silent,
     max_latents,
 )
+
+MAX_VOICE_SECONDS = 3600.0
+"""Recordings of a speaker that are longer are a mistake."""
 
 Sink = Callable[[Tensor], None]
 """Takes audio (S,) as it is made."""
@@ -102,7 +105,7 @@ class Speaking:
         if text is None or bounds is None or not isinstance(model, LatentLM):
             raise ArtifactError(
                 f"{loaded.folder} is class-conditional, so it cannot read a text.",
-                hint="It takes these: --class, -n, --cfg, --cfg-schedule, --steps, --solver, --npz.",
+                hint="It takes --class, -n, --cfg, --cfg-schedule, --steps, --solver and --npz.",
             )
         tokenizer = matching_tokenizer(loaded, vae, device, progress)
         return cls(loaded, model, tokenizer, text, bounds)
@@ -121,6 +124,11 @@ class Speaking:
         """An engine that draws with these settings."""
         return SpanEngine(self.model, config, self.text.marks.go_on, self.text.marks.eod)
 
+    @property
+    def voice_limits(self) -> ClipLimits:
+        """What a recording of a speaker must be like."""
+        return ClipLimits(min_seconds=1.0 / self.frame_rate, max_seconds=MAX_VOICE_SECONDS)
+
     def check(self, line: Line) -> None:
         """Refuse what cannot be said.
 
@@ -130,8 +138,23 @@ class Speaking:
         if not has_content(line.text):
             raise DataError(f"There is nothing to say in {line.text!r}: it has no letter or digit.")
         if line.voice is not None:
-            shortest = self.tokenizer.speech.hop_length / self.sample_rate
-            check_clip(line.voice, ClipLimits(min_seconds=shortest, max_seconds=3600.0))
+            check_clip(line.voice, self.voice_limits)
+
+    def fit(self, voice: Clip, progress: Progress) -> Clip:
+        """A voice no longer than any utterance that the model learned.
+
+        A longer one is cut, and its transcript, which is of the whole, is left out.
+        """
+        seconds = self.bounds.longest / self.frame_rate
+        if len(voice.samples) <= seconds * voice.sample_rate:
+            return voice
+        progress.note(
+            f"{voice.key} is cut to {seconds:.1f} s, the longest that the model has learned"
+            f"{', and its transcript is left out' if voice.text else ''}."
+        )
+        return replace(
+            voice, samples=voice.samples[: round(seconds * voice.sample_rate)], text=None
+        )
 
     def say(
         self,
@@ -185,12 +208,12 @@ class Speaking:
         return SpanRequest(conditional, unconditional, bound, seed)
 
     def _encode(self, line: Line, seed: int) -> Tensor | None:
-        """Normalised latents (T, C) of the voice, at most as long as any utterance was."""
+        """Normalised latents (T, C) of the voice; what fills no latent is cut off."""
         if line.voice is None:
             return None
         samples = torch.from_numpy(prepare(line.voice, self.sample_rate))
         hop = self.tokenizer.speech.hop_length
-        whole = samples[: len(samples) // hop * hop][: self.bounds.longest * hop]
+        whole = samples[: len(samples) // hop * hop]
         device = next(self.tokenizer.parameters()).device
         with evaluating(self.tokenizer):
             posterior = self.tokenizer.encode(whole.to(device)[None, None])
@@ -221,6 +244,7 @@ class _Utterance:
         if beginning is not None:
             self._waiting += beginning.unbind(0)
             self._decode()
+        self._num_given = len(self._audio)
 
     def hear(self, latent: Tensor) -> str | None:
         """Take a latent (C,); why the utterance should end, None if it may go on."""
@@ -251,7 +275,8 @@ class _Utterance:
             self._sink(samples)
 
     def _verdict(self) -> str | None:
-        if is_silent(torch.cat(self._audio), self._speaking.sample_rate):
+        said = torch.cat(self._audio[self._num_given :])
+        if is_silent(said, self._speaking.sample_rate):
             return SILENCE
         if is_repeating(torch.stack(self._heard), self._speaking.frame_rate):
             return REPETITION

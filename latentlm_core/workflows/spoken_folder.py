@@ -44,9 +44,15 @@ class SpokenFolder(ClaimedFolder):
         self._rows_path = path / "samples.jsonl"
 
     def missing(self, count: int) -> list[int]:
-        """Which of the first ``count`` samples have no row yet: a row is written last."""
+        """Which of the first ``count`` samples have no row, which is written last, or no file."""
         rows = self.rows()
-        return [index for index in range(count) if index not in rows]
+        return [index for index in range(count) if not self._is_whole(rows.get(index))]
+
+    def forget(self, index: int) -> None:
+        """Take a sample's row back, before its file is written bit by bit."""
+        rows = self.rows()
+        if rows.pop(index, None):
+            self._write(rows)
 
     def rows(self) -> dict[int, dict[str, Any]]:
         """What is known of the samples that are there, by index.
@@ -85,8 +91,7 @@ class SpokenFolder(ClaimedFolder):
                 "prompt_text": line.voice.text if line.voice else None,
                 "original": self._keep(line.original, "originals", index),
             }
-        text = "".join(json.dumps(rows[index]) + "\n" for index in sorted(rows))
-        write_text(self._rows_path, text)
+        self._write(rows)
         return [rows[index] for index in indices]
 
     def draw(self, count: int) -> Path:
@@ -98,6 +103,17 @@ class SpokenFolder(ClaimedFolder):
         titles = [str(rows[index]["text"]) for index in shown]
         spectrograms([torch.from_numpy(one) for one in audio], self._sample_rate, titles, path)
         return path
+
+    def _is_whole(self, row: dict[str, Any] | None) -> bool:
+        """Whether a sample is there, with all that its row names."""
+        if row is None:
+            return False
+        names = (row.get(kind) for kind in ("file", "prompt", "original"))
+        return all((self.path / name).is_file() for name in names if name)
+
+    def _write(self, rows: dict[int, dict[str, Any]]) -> None:
+        text = "".join(json.dumps(rows[index]) + "\n" for index in sorted(rows))
+        write_text(self._rows_path, text)
 
     def _keep(self, clip: Clip | None, kind: str, index: int) -> str | None:
         """Write a recording as the networks hear it; its name within the folder."""

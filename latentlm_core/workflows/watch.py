@@ -32,7 +32,7 @@ SILENCE_DBFS = -50.0
 REPETITION_SECONDS = (0.3, 2.0)
 """Shortest and longest period of a repetition."""
 MAX_REPETITIONS = 3
-"""Times that a period may follow itself."""
+"""Times that a period follows itself until that is a repetition."""
 LIKENESS = 0.9
 """Mean cosine of latents a period apart, from which on they are the same: above that of a word said
 twice, below that of one latent drawn twice from its posterior."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from latentlm_core.artifacts import export_kind
 from latentlm_core.errors import ArtifactError
 from latentlm_core.hub import download, is_hub_id
+from latentlm_core.importing import import_vibevoice, is_import_of, is_vibevoice
 from latentlm_core.progress import Progress
 
 EXPORT = "export"
@@ -35,8 +36,9 @@ def find_export(spec: str | None, kind: str, progress: Progress) -> Path:
     """The export that a user means.
 
     Args:
-        spec: a run folder, an export folder (in the working folder or the workspace), a hub id,
-            or None for the newest of that kind.
+        spec: a run folder, an export folder (in the working folder or the workspace), a hub id
+            (``hf:ORG/NAME`` says that it is one), or None for the newest of that kind. A folder or
+            a hub id may also be one of VibeVoice's, whose acoustic tokenizer is imported once.
         kind: ``sigma-vae`` or ``generator``.
         progress: is told which one was picked.
 
@@ -63,6 +65,8 @@ def find_export(spec: str | None, kind: str, progress: Progress) -> Path:
     for candidate in (folder / EXPORT, folder):
         if export_kind(candidate) is not None:
             return candidate
+    if is_vibevoice(folder):
+        return _imported(spec, folder, kind, progress)
     if (folder / "metrics.jsonl").is_file():
         raise ArtifactError(
             f"The run {folder} is not finished, so it has no export yet.",
@@ -87,6 +91,27 @@ def find_samples(spec: str | None, progress: Progress) -> Path:
         ArtifactError: there are none.
     """
     return _find(spec, "samples", "samples.jsonl", "sample", progress)
+
+
+def _imported(spec: str, folder: Path, kind: str, progress: Progress) -> Path:
+    """The export that the tokenizer of VibeVoice in ``folder`` became, now or before."""
+    if kind != "sigma-vae":
+        raise ArtifactError(
+            f"{folder} holds a model of VibeVoice, of which only the tokenizer can be used.",
+            hint=f"Use it as a tokenizer: --vae {spec}",
+        )
+    run = workspace() / "runs" / f"{slug(spec)}-imported"
+    if not (run / EXPORT).exists():
+        progress.note(f"Importing the acoustic tokenizer of {folder} into {run}")
+        import_vibevoice(folder, run / EXPORT)
+    elif not is_import_of(run / EXPORT, folder):
+        raise ArtifactError(
+            f"{run / EXPORT} was not made of the files that {folder} has now.",
+            hint=f"Remove or rename {run}, and they are imported anew.",
+        )
+    else:
+        progress.note(f"Using {run}, imported before")
+    return run / EXPORT
 
 
 def _find(spec: str | None, kind: str, mark: str, command: str, progress: Progress) -> Path:

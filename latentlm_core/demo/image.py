@@ -6,20 +6,17 @@ Every stage is an ordinary workflow, so the demo's results are there for the oth
 second start goes on where the first ended, or only writes the report again.
 """
 
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from latentlm_core import workflows
 from latentlm_core.data.sources import open_source
-from latentlm_core.errors import ConfigError
+from latentlm_core.demo.timer import Timer, result_table
 from latentlm_core.evaluation.classifier import ImageClassifier, class_accuracy, train_classifier
 from latentlm_core.evaluation.image_sets import ImageSet, image_folder
 from latentlm_core.figures import class_grid
-from latentlm_core.files import read_json, write_json
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.report import Command, Picture, ReportPage, Section, Table, write_report
 from latentlm_core.result import Result
@@ -33,44 +30,10 @@ NUM_JUDGED = 200
 """Of these, what the classifier reads for the headline figure."""
 IMAGE_SIZE = 32
 
-T = TypeVar("T")
 
-
-class Timer:
-    """Seconds of each stage, added up over all starts until the stage is complete.
-
-    Args:
-        path: where they are kept.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stages: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Of each stage."""
-        return {name: round(stage["seconds"], 1) for name, stage in self._stages.items()}
-
-    def run(self, name: str, work: Callable[[], T]) -> T:
-        """Do the work of a stage; a start that finds it complete costs nothing."""
-        stage = self._stages.setdefault(name, {"seconds": 0.0, "is_complete": False})
-        start = time.perf_counter()
-        was_complete = stage["is_complete"]
-        try:
-            result = work()
-            stage["is_complete"] = True
-            return result
-        finally:
-            if not was_complete:
-                stage["seconds"] += time.perf_counter() - start
-                write_json(self._path, self._stages)
-
-
-def demo(
+def demo_images(
     *,
     out: Path = Path("demo"),
-    modality: str = "image",
     seed: int = 0,
     device: str = "auto",
     progress: Progress = SILENT,
@@ -79,7 +42,6 @@ def demo(
 
     Args:
         out: folder of the report; runs, latents and samples go where they always go.
-        modality: image.
         seed: of everything.
         device: auto, cpu, cuda, ...
         progress: listener.
@@ -90,8 +52,6 @@ def demo(
     Raises:
         MissingExtraError: the digits are not installed.
     """
-    if modality != "image":
-        raise ConfigError(f"There is no demo of {modality}; there is: image.")
     home, suffix = workspace(), f"-seed{seed}" if seed else ""
     runs = home / "runs"
     same: dict[str, Any] = {"device": device, "progress": progress}
@@ -223,7 +183,7 @@ def _page(
                         Path(vae.files["reconstructions"]), "Originals and reconstructions", True
                     ),
                     Picture(Path(vae.files["curves"]), "Training of the sigma-VAE"),
-                    _table(vae, "The sigma-VAE on held-out images"),
+                    result_table(vae, "The sigma-VAE on held-out images"),
                 ],
             ),
             Section(
@@ -231,7 +191,7 @@ def _page(
                 "Validation loss is split by band of timesteps; t = 0 is almost clean.",
                 [
                     Picture(Path(model.files["curves"]), "Training of the LatentLM"),
-                    _table(model, "The LatentLM on held-out latents"),
+                    result_table(model, "The LatentLM on held-out latents"),
                 ],
             ),
             Section(
@@ -240,7 +200,7 @@ def _page(
                 "Distances are taken on its features and carry its name: no published number "
                 "is comparable with them.",
                 [
-                    _table(judged, "Distances between samples and training digits"),
+                    result_table(judged, "Distances between samples and training digits"),
                     Table(("stage", "seconds"), list(timer.seconds.items()), "Time"),
                 ],
             ),
@@ -254,7 +214,3 @@ def _page(
             "evaluation": judged.details,
         },
     )
-
-
-def _table(result: Result, caption: str) -> Table:
-    return Table(("figure", "value"), list(result.figures.items()), caption)

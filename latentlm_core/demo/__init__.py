@@ -1,0 +1,38 @@
+"""The whole path, as a person would walk it, on data that a package brings: one demo a modality."""
+
+from pathlib import Path
+from typing import Literal
+
+from latentlm_core.demo.image import demo_images
+from latentlm_core.demo.speech import demo_speech
+from latentlm_core.progress import SILENT, Progress
+from latentlm_core.result import Result
+
+__all__ = ["demo"]
+
+
+def demo(
+    *,
+    out: Path = Path("demo"),
+    modality: Literal["image", "speech"] = "image",
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress = SILENT,
+) -> Result:
+    """Train, tokenize, train, sample and measure.
+
+    Args:
+        out: folder of the report; runs, latents and samples go where they always go.
+        modality: handwritten digits, or sentences of a synthetic voice.
+        seed: of everything.
+        device: auto, cpu, cuda, ...
+        progress: listener.
+
+    Returns:
+        how good the samples are, the times, and the report.
+
+    Raises:
+        MissingExtraError: the data's package is not installed.
+    """
+    run = demo_images if modality == "image" else demo_speech
+    return run(out=out, seed=seed, device=device, progress=progress)
