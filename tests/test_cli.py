@@ -105,11 +105,12 @@ def test_the_version_is_the_package_s() -> None:
 def test_choices_are_those_of_the_core() -> None:
     from latentlm_core import workflows
 
-    for ours, core in [
-        (sample.sample, workflows.sample),
+    for ours, *cores in [
+        (sample.sample, workflows.sample, workflows.speak),
         (tokenize.tokenize, workflows.tokenize),
     ]:
-        offered, taken = get_type_hints(ours), get_type_hints(core)
+        offered = get_type_hints(ours)
+        taken = {name: hint for core in cores for name, hint in get_type_hints(core).items()}
         choices = {name for name in offered if "Literal" in str(offered[name])} - {"split"}
         assert choices
         assert {n: offered[n] for n in choices} == {n: taken[n] for n in choices}
@@ -130,6 +131,15 @@ def _metrics_of(workflow: Callable[..., Result]) -> Any:
         ("sample --clas 3", "--class"),
         ("sample -n 0", "--num-samples"),
         ("sample --solver euler", "dpmsolver++"),
+        ("sample --text hi --npz", "--npz is for images"),
+        ("sample --text hi --class 3", "--class is for images"),
+        ("sample --protocol 3s-prefix --data x --cfg-schedule linear", "--cfg-schedule is for"),
+        ("sample --voice a.wav", "--voice is for speech"),
+        ("sample --class 3 --stream", "--stream is for speech"),
+        ("sample --protocol 3s-prefix --data x --seconds 4", "'4' is not MIN:MAX"),
+        ("sample --protocol 3s-prefix --data x --seconds 10:4", "'10:4' is not MIN:MAX"),
+        ("sample --protocol 3s-prefix --data x --seconds a:b", "'a:b' is not MIN:MAX"),
+        ("sample --protocol whole --data x", "3s-prefix"),
         ("train-vae", "--data"),
         ("eval fdi", "fid"),
         ("eval sweep --cfg 1,two", "not a list like 1,2,3"),
@@ -155,6 +165,10 @@ def test_wrong_usage_is_explained_and_exits_with_2(line: str, complaint: str) ->
         ("tokenize --data embedded:shapes", "latentlm train-vae"),
         ("sample", "latentlm train-lm"),
         ("sample --model runs/none", "runs/none"),
+        ("sample --text hi", "latentlm train-lm"),
+        ("sample --text hi --data x", "--protocol"),
+        ("sample --text hi --voice-text x", "--voice"),
+        ("sample --protocol 3s-prefix", "--data"),
         ("eval fid --reference embedded:shapes", "latentlm sample"),
         ("eval recon --data embedded:shapes", "latentlm train-vae"),
         ("eval sweep --steps 0", "num_inference_steps = 0"),

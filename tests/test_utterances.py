@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from latentlm_core.data.base import Clip
+from latentlm_core.data.order import EpochOrder
 from latentlm_core.data.packing import SequenceBatch
 from latentlm_core.data.shards import LatentSet
 from latentlm_core.data.utterances import SpeechDataConfig, SpeechSequences, SpokenText, transcripts
@@ -95,6 +96,14 @@ def test_a_batch_depends_on_seed_and_number_alone(latents):
         assert torch.equal(again.latents, batch.latents)
     stream.close()
     assert sequences(latents, seed=4).batch(5).keys != wanted[0].keys
+
+
+def test_each_epoch_has_an_order_of_its_own():
+    order = EpochOrder(20, held_out=0.1, seed=0, batch_size=1, name="set")
+    epochs = [[order[place] for place in range(start, start + 18)] for start in (0, 18, 36)]
+    assert [sorted(epoch) for epoch in epochs] == [order.train.tolist()] * 3
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert not set(order.held_out.tolist()) & set(order.train.tolist())
 
 
 def test_a_document_is_text_and_latents_behind_a_prompt_of_the_speaker(exact):

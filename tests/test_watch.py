@@ -72,7 +72,7 @@ def test_silence_lasts_a_second_and_a_half(seconds: float, silent: bool) -> None
 
 def test_speech_ends_silence_however_short_it_is() -> None:
     quiet = torch.zeros(3 * RATE)
-    quiet[-RATE // 2 : -RATE // 2 + 160] = noise(0.02, -25.0)
+    quiet[-RATE // 2 : -RATE // 2 + 160] = noise(0.02, -45.0)
     assert not is_silent(quiet, RATE)
     assert is_silent(torch.cat([quiet, torch.zeros(round(1.2 * RATE))]), RATE)
 

@@ -1,22 +1,30 @@
 """A folder of recordings, and a workspace in which a tiny model has learned to say them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from latentlm_core import workflows
-from latentlm_core.artifacts import TokenizerExport, save_tokenizer
-from latentlm_core.data.audio import write_wav
+from latentlm_core.artifacts import TokenizerExport, load_generator, save_tokenizer
+from latentlm_core.data.audio import read_audio, write_wav
+from latentlm_core.data.base import Samples
 from latentlm_core.files import write_json, write_text
+from latentlm_core.progress import SILENT
+from latentlm_core.result import Result
 from latentlm_core.runtime import seeded_init
 from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.tokenizers.sigma_vae import SigmaVAEConfig
+from latentlm_core.workflows.speaking import Speaking
 from tests.tiny_speech_task import NETWORK, RATE
 
 HOP = NETWORK.hop_length
 FRAME_RATE = RATE / HOP
 """25 latents a second."""
+STEP = 1.01 / 32768
+"""One step of 16 bits: kernels for other sizes round differently."""
 SPEAKERS = ("anna", "bert")
 LONGEST_SECONDS = 3.6
 """Of the longest utterance of a speaker, in train and in test."""
@@ -35,6 +43,7 @@ RECIPE: dict[str, Any] = {
     "data": {"kind": "speech", "batch_size": 4, "row_length": 512, "held_out": 0.1},
     "trainer": {"total_steps": 40, "save_every": 40, "validate_every": 40, "precision": "float32"},
     "optimizer": {"lr": 3e-3, "warmup_steps": 5},
+    # so that text and voice count for something in a model that has hardly learned
     "sampler": {"guidance_scale": 20.0, "num_inference_steps": 2},
 }
 
@@ -58,8 +67,8 @@ def write_recordings(folder: Path) -> None:
                 write_text(stem.with_suffix(".txt"), words[: round(20 * seconds)].strip())
 
 
-def make_home(folder: Path) -> None:
-    """A tokenizer, latents and a model below ``folder``, which is the workspace."""
+def make_home(folder: Path) -> Path:
+    """A tokenizer, latents and a model below ``folder``, to be used as the workspace."""
     write_recordings(folder / "speech")
     config = SigmaVAEConfig(latent_channels=4, network=NETWORK)
     with seeded_init("tiny speaking"):
@@ -67,6 +76,34 @@ def make_home(folder: Path) -> None:
     save_tokenizer(folder / "runs/vae/export", vae, TokenizerExport(tokenizer=config))
     write_json(folder / "recipe.json", RECIPE)
     spec = str(folder / "speech")
-    workflows.tokenize(data=spec, out=folder / "latents/speech", device="cpu")
+    vae_run = str(folder / "runs/vae")
+    workflows.tokenize(data=spec, vae=vae_run, out=folder / "latents/speech", device="cpu")
     recipe = str(folder / "recipe.json")
-    workflows.train_lm(recipe=recipe, out=folder / "runs/lm", device="cpu")
+    workflows.train_lm(
+        data=str(folder / "latents/speech"), recipe=recipe, out=folder / "runs/lm", device="cpu"
+    )
+    return folder
+
+
+def speak(out: Path | None = None, **settings: Any) -> Result:
+    return workflows.speak(out=out, **{"device": "cpu", **settings})
+
+
+def speaking_of(home: Path) -> Speaking:
+    loaded = load_generator(home / "runs/lm/export", torch.device("cpu"))
+    return Speaking.of(loaded, None, torch.device("cpu"), SILENT)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+def stem(index: int) -> str:
+    """Name of the file of a sample."""
+    return f"{index:06d}.wav"
+
+
+def audio_of(path: Path) -> Samples:
+    samples, sample_rate = read_audio(path, str(path))
+    assert sample_rate == RATE
+    return samples

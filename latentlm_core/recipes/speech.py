@@ -43,15 +43,31 @@ def _large(network: CausalConvConfig, latent_channels: int) -> VAERecipe:
     )
 
 
+SMALL_CRITIC = SpeechCriticConfig(
+    periods=(2, 3, 5),
+    period_channels=8,
+    max_channels=64,
+    stft_windows=(512, 128),
+    stft_channels=8,
+    band_edges=(0.0, 1.0),
+)
+"""Discriminators that a CPU can bear."""
+
+
 def _small(
-    network: SpectralConfig | CausalConvConfig, latent_channels: int, total_steps: int
+    network: SpectralConfig | CausalConvConfig,
+    latent_channels: int,
+    *,
+    total_steps: int = 3000,
+    gan_start_step: int = 800,
+    beta: float = 0.1,
 ) -> VAERecipe:
-    """Minutes on two CPU cores, without discriminators."""
+    """A quarter of an hour on two CPU cores."""
     return VAERecipe(
         tokenizer=SigmaVAEConfig(
             latent_channels=latent_channels, posterior=_POSTERIOR, network=network
         ),
-        loss=SpeechLossConfig(gan_weight=0.0, beta=0.1),
+        loss=SpeechLossConfig(beta=beta, gan_start_step=gan_start_step, critic=SMALL_CRITIC),
         data=SegmentDataConfig(batch_size=8, segment_seconds=1.28),
         trainer=TrainerConfig(
             total_steps=total_steps,
@@ -65,17 +81,15 @@ def _small(
     )
 
 
-SMALL_CRITIC = SpeechCriticConfig(
-    periods=(2, 3, 5),
-    period_channels=8,
-    max_channels=64,
-    stft_windows=(512, 128),
-    stft_channels=8,
-    band_edges=(0.0, 1.0),
-)
-"""Discriminators that a CPU can bear."""
+def _tiny() -> VAERecipe:
+    """Seconds on a CPU: for examples and tests."""
+    small = _small(SpectralConfig(width=64, frame_blocks=1, latent_blocks=1), 16, total_steps=80)
+    trainer = small.trainer.model_copy(update={"save_every": 40, "log_every": 10})
+    loss = SpeechLossConfig(gan_weight=0.0)
+    return small.model_copy(update={"trainer": trainer, "loss": loss})
 
-SPEECH_VAE_RECIPES: Mapping[str, VAERecipe] = {
+
+SPEECH_VAE_RECIPES: dict[str, VAERecipe] = {
     "speech-15hz": _large(
         CausalConvConfig(base_channels=32, strides=(2, 4, 5, 5, 8), num_blocks=(3, 3, 3, 3, 3, 5)),
         latent_channels=32,
@@ -93,6 +107,10 @@ SPEECH_VAE_RECIPES: Mapping[str, VAERecipe] = {
         latent_channels=128,
     ),
     "speech-vibevoice": _large(CausalConvConfig(), latent_channels=64),
+    "speech-8k": _small(SpectralConfig(), 48, total_steps=4000, gan_start_step=600, beta=0.03),
+    "speech-8k-25hz": _small(SpectralConfig(frames_per_latent=4), 16),
+    "speech-8k-12hz": _small(SpectralConfig(frames_per_latent=8), 32),
+    "speech-8k-6hz": _small(SpectralConfig(frames_per_latent=16), 64),
     "speech-8k-conv": _small(
         CausalConvConfig(
             sample_rate=8_000,
@@ -102,28 +120,33 @@ SPEECH_VAE_RECIPES: Mapping[str, VAERecipe] = {
             layer_scale=0.1,
         ),
         latent_channels=32,
-        total_steps=3000,
     ),
-    "speech-8k-25hz": _small(SpectralConfig(frames_per_latent=4), 32, 3000),
-    "speech-8k-12hz": _small(SpectralConfig(frames_per_latent=8), 32, 3000),
-    "speech-8k-6hz": _small(SpectralConfig(frames_per_latent=16), 64, 3000),
-    "hibari": _small(
-        SpectralConfig(
-            sample_rate=16_000, frame_length=640, frame_hop=160, frames_per_latent=8, width=256
-        ),
-        latent_channels=32,
-        total_steps=1000,
+    "speech-16k": _small(
+        SpectralConfig(sample_rate=16_000, frame_length=640, frame_hop=160), 48, total_steps=4000
     ),
+    "speech-tiny": _tiny(),
 }
+SPEECH_VAE_RECIPES["digit-strings"] = SPEECH_VAE_RECIPES["speech-8k"]
+SPEECH_VAE_RECIPES["hibari"] = _small(
+    SpectralConfig(sample_rate=16_000, frame_length=640, frame_hop=160),
+    32,
+    total_steps=900,
+    gan_start_step=400,
+    beta=0.03,
+)
+
+
+WORDS = TextConfig(kind="bpe", vocab_size=512, normalise="words")
 
 
 def _small_tts(total_steps: int, text: TextConfig) -> LMRecipe:
+    """Ten minutes on two CPU cores."""
     return LMRecipe(
         model=LatentLMSize(
             backbone=TransformerConfig(
-                hidden_size=256, num_layers=6, num_heads=4, intermediate_size=640
+                hidden_size=192, num_layers=6, num_heads=3, intermediate_size=512
             ),
-            head=DiffusionHeadConfig(num_layers=3, intermediate_size=512),
+            head=DiffusionHeadConfig(num_layers=3, intermediate_size=384),
         ),
         loss=LMLossConfig(latent_weight=1.0),
         data=SpeechDataConfig(batch_size=16, row_length=512, text=text),
@@ -139,7 +162,22 @@ def _small_tts(total_steps: int, text: TextConfig) -> LMRecipe:
     )
 
 
-WORDS = TextConfig(kind="bpe", vocab_size=512, normalise="words")
+def _tiny_tts() -> LMRecipe:
+    """Seconds on a CPU: for examples and tests."""
+    return LMRecipe(
+        model=LatentLMSize(
+            backbone=TransformerConfig(
+                hidden_size=64, num_layers=2, num_heads=2, intermediate_size=128
+            ),
+            head=DiffusionHeadConfig(num_layers=2, intermediate_size=128),
+        ),
+        loss=LMLossConfig(latent_weight=1.0),
+        data=SpeechDataConfig(batch_size=8, row_length=512, text=WORDS),
+        trainer=TrainerConfig(total_steps=60, save_every=30, log_every=10, ema_decay=0.9),
+        optimizer=OptimizerConfig(lr=2e-3, warmup_steps=10),
+        sampler=SamplerConfig(guidance_scale=1.5, num_inference_steps=3),
+    )
+
 
 SPEECH_LM_RECIPES: Mapping[str, LMRecipe] = {
     "tts-24l": LMRecipe(
@@ -158,6 +196,7 @@ SPEECH_LM_RECIPES: Mapping[str, LMRecipe] = {
         optimizer=OptimizerConfig(lr=7.5e-4, warmup_steps=10_000),
         sampler=SamplerConfig(guidance_scale=4.0, num_inference_steps=5),
     ),
-    "digit-strings": _small_tts(3000, WORDS),
-    "hibari": _small_tts(1000, WORDS),
+    "digit-strings": _small_tts(1500, WORDS),
+    "hibari": _small_tts(800, WORDS),
+    "speech-tiny": _tiny_tts(),
 }
