@@ -66,9 +66,13 @@ class SpeechBounds(Config):
     """How long the speech was that a model learned: what bounds the length of its own."""
 
     latents_per_character: float = Field(gt=0, allow_inf_nan=False)
-    """Most latents for a character of the transcript that any utterance had."""
+    """Latents for a character of the transcript, on average."""
+    slack: float = Field(ge=0, allow_inf_nan=False)
+    """Most latents that an utterance had beyond what its characters take on average."""
     longest: int = Field(ge=1)
     """Latents of the longest utterance."""
+    pace: float = Field(ge=0, allow_inf_nan=False)
+    """Latents that a byte of text takes on average, 0 where text is not paced."""
 
 
 class GeneratorExport(Config):

@@ -57,7 +57,8 @@ class SequenceLayout:
     Attributes:
         kind: (B, L) ``Kind`` of what is fed in.
         document: (B, L) attention never crosses documents; -1 is padding.
-        position: (B, L) restarts in each document; rotary embedding reads it.
+        position: (B, L) restarts in each document; rotary embedding reads it. It may be fractional:
+            text that goes with latents can stand where these are expected.
         span: (B, L) id of the latent span, -1 outside.
         predict: (B, L) ``Kind`` of what the state must predict; a union where it is both.
         text_targets: (N,) flat indices into B * L where ``predict`` has TEXT.

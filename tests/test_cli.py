@@ -22,7 +22,7 @@ from latentlm_core.result import Result
 COMMANDS = (
     *("demo", "train-vae", "tokenize", "train-lm", "sample", "push"),
     *("eval fid", "eval is", "eval kid", "eval precision-recall"),
-    *("eval recon", "eval sweep", "eval stats"),
+    *("eval recon", "eval sweep", "eval stats", "eval wer", "eval sim", "eval drift"),
 )
 runner = CliRunner(env={"COLUMNS": "100", "TERMINAL_WIDTH": "100", "RANK": None})
 

@@ -52,6 +52,7 @@ def test_what_is_predicted_where_in_a_small_document() -> None:
     assert document.kind.tolist() == [TEXT, TEXT, LATENT, TEXT, LATENT, LATENT, TEXT]
     assert document.learn.tolist() == [0, 0, 0, 0, BOTH, BOTH, TEXT]
     assert document.span.tolist() == [-1, -1, 0, -1, 1, 1, -1]
+    assert document.position.tolist() == [0, 1, 2, 3, 4, 5, 6]
     batch = pack([document], row_length=9)
     layout = batch.layout
     assert batch.ids.tolist() == [document.ids.tolist()]
@@ -63,6 +64,27 @@ def test_what_is_predicted_where_in_a_small_document() -> None:
     assert layout.position.tolist() == [[0, 1, 2, 3, 4, 5]]
     assert layout.span.tolist() == [[-1, -1, 0, -1, 1, 1]]
     assert not layout.is_packed
+
+
+def test_tokens_that_stand_ahead_take_no_positions() -> None:
+    """Each is counted from where the next element stands, which is where the first would."""
+    document = (
+        DocumentBuilder(CHANNELS)
+        .tokens([BOS])
+        .tokens([3, 4], ahead=[1.5, 2.25])
+        .tokens([5])
+        .latents(torch.ones(2, CHANNELS), GO_ON)
+        .tokens([4], ahead=[0.5])
+        .tokens([END])
+        .finish("a")
+    )
+    assert document.position.dtype == torch.float32
+    assert document.position.tolist() == [0, 2.5, 3.25, 1, 2, 3, 4.5, 4]
+    whole = spoken(0, 12)
+    layout = pack([document, whole], row_length=99).layout
+    assert layout.position.dtype == torch.float32
+    wanted = [*range(len(whole)), *document.position.tolist()[:-1]]
+    assert layout.position[0].tolist() == wanted
 
 
 def test_two_documents_of_a_row_by_hand() -> None:

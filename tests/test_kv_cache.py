@@ -82,11 +82,15 @@ def test_rows_of_one_length_need_neither_padding_nor_mask():
             torch.testing.assert_close(ours, alone(model, row), rtol=1e-4, atol=1e-5)
 
 
-def test_positions_are_those_within_the_sequences():
+def test_positions_are_columns_and_the_shift_of_the_row():
     cache = cache_of(backbone(), (4, 2, 3))
-    assert cache.positions(4).tolist() == [[0, 1, 2, 3], [0, 0, 0, 1], [0, 0, 1, 2]]
+    assert cache.positions(4).tolist() == [[0, 1, 2, 3]]  # padding is a matter of the mask
+    cache.shift = torch.tensor([0.0, -2.0, 1.5])
+    assert cache.positions(2).tolist() == [[0, 1], [-2, -1], [1.5, 2.5]]
     cache.advance(4)
-    assert cache.positions(2).tolist() == [[4, 5], [2, 3], [3, 4]]
+    assert cache.positions(2).tolist() == [[4, 5], [2, 3], [5.5, 6.5]]
+    cache.keep(torch.tensor([2, 1]))
+    assert cache.positions(1).tolist() == [[5.5], [2]]
     plain = backbone().new_cache(3, 8)
     plain.advance(4)
     assert plain.positions(2).tolist() == [[4, 5]]

@@ -1,5 +1,6 @@
 """Drawing latents until they end: caches, batches of unequal rows, ends, seeds."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -32,27 +33,29 @@ CONFIGS = pytest.mark.parametrize(
     ],
     ids=lambda config: f"cfg{config.guidance_scale:g}-{config.solver}",
 )
+PACES = pytest.mark.parametrize("pace", [0.0, 1.7])
 
 
-def prompt(tokens: list[int], heard: int = 0, seed: int = 0) -> DocumentBuilder:
-    """[latents that are heard,] text, begin of data."""
+def prompt(tokens: list[int], heard: int = 0, seed: int = 0, pace: float = 0.0) -> DocumentBuilder:
+    """[latents that are heard,] text, begin of data; a text with a pace stands ahead."""
     builder = DocumentBuilder(CHANNELS)
     if heard:
         latents = torch.randn(heard, CHANNELS, generator=generator("heard", seed))
         builder.tokens([BOD]).latents(latents, GO_ON, learn=False).tokens([END])
-    return builder.tokens([*tokens, BOD])
+    ahead = [1 + pace * (place + 0.5) for place in range(len(tokens))] if pace else None
+    return builder.tokens(tokens, ahead=ahead).tokens([BOD])
 
 
 def finished(builder: DocumentBuilder) -> Prompt:
     document = builder.finish("prompt")
-    return Prompt(document.ids, document.latents, document.kind)
+    return Prompt(document.ids, document.latents, document.kind, document.position)
 
 
-def request(number: int, num_latents: int) -> SpanRequest:
+def request(number: int, num_latents: int, pace: float = 0.0) -> SpanRequest:
     """Number k has a prompt of a length of its own, that of guidance included."""
     words = [n % 6 for n in range(1 + 2 * number)]
     return SpanRequest(
-        finished(prompt(words, heard=number % 3, seed=number)),
+        finished(prompt(words, heard=number % 3, seed=number, pace=pace)),
         finished(prompt([NULL], heard=number % 2, seed=number)),
         num_latents,
         seed=40 + number,
@@ -83,29 +86,31 @@ def close(span: Span, other: Span) -> None:
 
 
 @CONFIGS
-def test_cached_drawing_equals_drawing_by_full_forwards(config):
+@PACES
+def test_cached_drawing_equals_drawing_by_full_forwards(config, pace):
     """Each latent is drawn again from full forwards over the prompt and what was drawn before."""
     model = speaker()
     ours = engine(model, config)
-    asked = [request(2, 4)]
-    (span,) = ours.draw(asked)
+    asked = [request(number, 4, pace) for number in (2, 0, 3)]
+    spans = ours.draw(asked)
     fresh_steps = len(ours.grid) if ours.grid.is_stochastic else 0
     noise = draw_noise(asked, CHANNELS, fresh_steps)
     times = model.head.timestep_embedding(torch.tensor(ours.grid.timesteps))
     with torch.no_grad():
-        for place in range(4):
-            states = [_state_after(model, p, span.latents[:place]) for p in _prompts(asked[0])]
+        for row, place in itertools.product(range(len(asked)), range(4)):
+            drawn = spans[row].latents
+            states = [_state_after(model, p, drawn[:place]) for p in _prompts(asked[row])]
             if not ours.is_guided:
                 del states[1]
             again = model.head.sample(
                 model.head.condition(torch.stack(states)),
-                noise.start[:, place],
+                noise.start[row : row + 1, place],
                 ours.grid,
                 times,
                 config.guidance_scale,
-                None if noise.fresh is None else noise.fresh[:, :, place],
+                None if noise.fresh is None else noise.fresh[:, row : row + 1, place],
             )
-            torch.testing.assert_close(again[0], span.latents[place], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(again[0], drawn[place], rtol=1e-4, atol=1e-5)
 
 
 def _prompts(asked: SpanRequest) -> tuple[Prompt, Prompt]:
@@ -120,15 +125,18 @@ def _state_after(model: LatentLM, given: Prompt, drawn: Tensor) -> Tensor:
             builder.tokens([token])
         else:
             builder.latents(latent.unsqueeze(0), GO_ON)
-    builder.latents(drawn, GO_ON).tokens([END])
-    batch = pack([builder.finish("all")], row_length=999)
+    document = builder.latents(drawn, GO_ON).tokens([END]).finish("all")
+    after = given.position[-1] + torch.arange(1, len(drawn) + 2)
+    placed = replace(document, position=torch.cat([given.position, after]))
+    batch = pack([placed], row_length=999)
     return model.states(batch.ids[:, :-1], batch.latents[:, :-1], batch.layout)[0, -1]
 
 
 @CONFIGS
-def test_a_batch_of_unequal_rows_is_as_each_is_alone(config):
+@PACES
+def test_a_batch_of_unequal_rows_is_as_each_is_alone(config, pace):
     ours = engine(speaker(), config)
-    asked = [request(number, 3 + 4 * number % 6) for number in range(4)]
+    asked = [request(number, 3 + 4 * number % 6, pace) for number in range(4)]
     assert len({len(one.prompt.ids) for one in asked}) == 4
     assert len({one.num_latents for one in asked}) > 2
     together = ours.draw(asked)
@@ -138,6 +146,14 @@ def test_a_batch_of_unequal_rows_is_as_each_is_alone(config):
     backwards = ours.draw(asked[::-1])[::-1]
     for span, other in zip(together, backwards, strict=True):
         close(span, other)
+
+
+def test_where_text_stands_changes_what_is_drawn():
+    ours = engine(speaker())
+    spans = [ours.draw([request(2, 3, pace)])[0] for pace in (1.7, 1.7, 1.2, 0.0)]
+    close(spans[0], spans[1])
+    assert not torch.allclose(spans[0].latents, spans[2].latents, atol=1e-3)
+    assert not torch.allclose(spans[0].latents, spans[3].latents, atol=1e-3)
 
 
 def test_guidance_changes_what_is_drawn_and_one_is_no_guidance():

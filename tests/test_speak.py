@@ -17,7 +17,6 @@ from latentlm_core.evaluation.spoken_items import read_spoken_items
 from latentlm_core.workflows.speaking import _Utterance
 from latentlm_core.workflows.watch import WATCH_EVERY, max_latents
 from tests.tiny_speaking import (
-    FRAME_RATE,
     HOP,
     RATE,
     SPEAKERS,
@@ -62,7 +61,7 @@ def test_texts_are_said_in_turn_and_their_rows_tell_how(home, tmp_path):
         assert row["file"] == stem(row["index"])
         assert len(audio) == row["latents"] * HOP
         assert row["seconds"] == round(len(audio) / RATE, 3)
-        assert row["latents"] <= max_latents(row["text"], bounds, FRAME_RATE)
+        assert row["latents"] <= max_latents(row["text"], bounds)
         assert (row["prompt"], row["prompt_text"], row["original"]) == (None, None, None)
     ends = [row["ended_by"] for row in rows]
     told = {k: v for k, v in made.figures.items() if k.startswith("ended_by")}
@@ -236,6 +235,19 @@ def test_a_watch_ends_an_utterance_at_its_first_look(tmp_path, monkeypatch, watc
     assert (row["ended_by"], row["latents"]) == (watch, WATCH_EVERY)
     assert len(audio_of(tmp_path / stem(0))) == WATCH_EVERY * HOP
     assert made.figures[f"ended_by_{watch}"] == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_longest_silence_is_told_of_each_sample_and_of_all(tmp_path, monkeypatch, stream):
+    """Of the audio as it is written; here a third of it is silent."""
+    name = "latentlm_core.workflows.spoken_folder.longest_silence"
+    monkeypatch.setattr(name, lambda audio, sample_rate: len(audio) / sample_rate / 3)
+    texts = ["three one four"] if stream else ["nine", "three one four", "six"]
+    made = speak(tmp_path, texts=texts, stream=stream)
+    rows = rows_of(tmp_path)
+    told = [row["longest_silence"] for row in rows]
+    assert told == [round(len(audio_of(tmp_path / row["file"])) / RATE / 3, 2) for row in rows]
+    assert made.figures["longest_silence"] == max(told) > 0.0
 
 
 # --- the command -----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from latentlm_core import workflows
 from latentlm_core.artifacts import GeneratorExport, build_generator, save_generator
 from latentlm_core.data.audio import write_wav
+from latentlm_core.data.utterances import transcripts
 from latentlm_core.errors import (
     ArtifactError,
     ConfigError,
@@ -21,9 +22,12 @@ from latentlm_core.files import read_safetensors, write_json, write_safetensors
 from latentlm_core.models.heads import DiffusionHeadConfig
 from latentlm_core.models.latent_lm import LatentLMConfig
 from latentlm_core.models.transformer import TransformerConfig
-from latentlm_core.recipes import lm_recipe
+from latentlm_core.recipes import LMRecipe, lm_recipe
 from latentlm_core.tokenizers.base import LatentStats, PosteriorKind
 from latentlm_core.tokenizers.text import TextConfig, TextTokenizer
+from latentlm_core.workflows.lm_jobs import SpeechJob
+from latentlm_core.workflows.watch import max_latents
+from tests.test_utterances import encode
 from tests.tiny_latents import (
     SPEECH_NETWORK,
     Recordings,
@@ -36,6 +40,7 @@ from tests.tiny_speaking import (
     HOP,
     LONGEST_SECONDS,
     RATE,
+    RECIPE,
     SPEAKERS,
     audio_of,
     babble,
@@ -212,14 +217,36 @@ def test_a_trained_run_tells_what_it_is_of(home):
     assert config["classes"] == list(SPEAKERS)
     assert config["grid"] is None
     assert config["speech"]["longest"] == LONGEST_SECONDS * FRAME_RATE
-    ratios = []
+    texts, lengths = [], []
     for path in (home / "speech/train").rglob("*.wav"):
-        text = path.with_suffix(".txt").read_text()
-        ratios.append(-(-len(audio_of(path)) // HOP) / len(text))
-    assert config["speech"]["latents_per_character"] == pytest.approx(max(ratios))
+        texts.append(path.with_suffix(".txt").read_text())
+        lengths.append(-(-len(audio_of(path)) // HOP))
+    average = sum(lengths) / sum(map(len, texts))
+    beyond = [size - average * len(text) for text, size in zip(texts, lengths, strict=True)]
+    assert config["speech"]["latents_per_character"] == pytest.approx(average)
+    assert config["speech"]["slack"] == pytest.approx(max(beyond))
+    assert config["speech"]["pace"] == pytest.approx(average)  # of bytes, and these are ASCII
     plan = workflows.train_lm(recipe=str(home / "recipe.json"), dry_run=True, device="cpu")
     figures = {name: plan.figures[name] for name in ("examples", "speakers", "text_ids")}
     assert figures == {"examples": 12, "speakers": 2, "text_ids": 256}
+
+
+@pytest.mark.parametrize("paced", [False, True])
+def test_the_bounds_cover_every_utterance_of_the_training(tmp_path, paced):
+    """Here all have about one text, and some take more than three times as long as others."""
+    latents = encode(tmp_path, PosteriorKind.GAUSSIAN)
+    config = LMRecipe.model_validate(RECIPE)
+    data = config.data.model_copy(update={"paced_text": paced})
+    bounds = SpeechJob(latents, config, data, read_ahead=0).facts["speech"]
+    lengths = latents.lengths.tolist()
+    assert max(lengths) > 3 * min(lengths)
+    slowest = []
+    for text, length in zip(transcripts(latents), lengths, strict=True):
+        assert max_latents(text, bounds) >= length
+        slowest.append(bounds.latents_per_character * len(text) + bounds.slack - length)
+    assert min(slowest) == pytest.approx(0.0, abs=1e-6)
+    assert bounds.longest == max(lengths)
+    assert (bounds.pace > 0) is paced
 
 
 def test_every_recipe_of_speech_can_be_sampled_without_a_word():

@@ -64,6 +64,21 @@ def test_no_text_has_no_ids(tokenizer):
     assert tokenizer.encode("") == []
 
 
+@both
+@given(text=any_text)
+def test_the_bytes_of_all_ids_are_those_of_the_text(tokenizer, text):
+    sizes = tokenizer.num_bytes(tokenizer.encode(text))
+    read = tokenizer.decode(tokenizer.encode(text)).encode()
+    space = 1 if tokenizer is BPE and text else 0
+    assert sum(sizes) == len(read) + space
+    assert all(size > 0 for size in sizes)
+
+
+def test_the_space_before_a_word_counts_as_its_own():
+    assert BPE.num_bytes(BPE.encode("three one")) == [6, 4]
+    assert BYTES.num_bytes(BYTES.encode("é1")) == [1, 1, 1]
+
+
 def test_ids_of_bytes_are_the_bytes():
     assert BYTES.encode("aé") == [0x61, 0xC3, 0xA9]
     assert BPE.encode("\x7f")[-1] == 0x7F

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from latentlm_core.data.base import Clip
+from latentlm_core.data.documents import Document
 from latentlm_core.data.order import EpochOrder
 from latentlm_core.data.packing import SequenceBatch
 from latentlm_core.data.shards import LatentSet
@@ -128,16 +129,16 @@ def test_a_document_is_text_and_latents_behind_a_prompt_of_the_speaker(exact):
     assert lonely
 
 
-def test_only_the_last_latents_and_their_end_are_learnt(exact):
+def test_all_latents_and_their_ends_are_learnt_and_no_text(exact):
     stream = sequences(exact, prompt_share=1.0, condition_drop=0.0, batch_size=1)
+    wanted = {MARKS.go_on: int(Kind.TEXT | Kind.LATENT), MARKS.eod: int(Kind.TEXT)}
+    found = set()
     for number in range(4):
         batch = stream.batch(number)
-        ((_, runs),) = parts(batch)
-        learn = batch.layout.predict[0].tolist()
-        size = len(runs[-1])
-        both = int(Kind.TEXT | Kind.LATENT)
-        assert learn == [0] * (len(learn) - size - 1) + [both] * size + [int(Kind.TEXT)]
-        assert batch.ids[0, -1] == MARKS.eod
+        targets = batch.ids[0, 1:].tolist()
+        assert batch.layout.predict[0].tolist() == [wanted.get(token, 0) for token in targets]
+        found.add(targets.count(MARKS.eod))
+    assert found == {1, 2}
 
 
 def test_all_others_of_a_speaker_are_heard_equally_often(exact):
@@ -243,11 +244,12 @@ def test_transcripts_must_all_be_there(tmp_path, exact):
         sequences(silent)
 
 
-def test_a_prefix_is_what_training_puts_before_the_latents():
-    layout, heard = SpokenText(BYTES, 3), torch.ones(2, 3)
+@pytest.mark.parametrize("pace", [0.0, 1.5])
+def test_a_prefix_is_what_training_puts_before_the_latents(pace):
+    layout, heard = SpokenText(BYTES, 3, pace), torch.ones(2, 3)
     prefix = layout.prefix([("ab", heard), (None, heard)], "c").finish("prefix")
     whole = layout.utterance([("ab", heard), (None, heard)], "c", torch.zeros(4, 3), "whole")
-    for name in ("ids", "kind", "span"):
+    for name in ("ids", "kind", "span", "position", "learn"):
         assert getattr(whole, name)[: len(prefix)].tolist() == getattr(prefix, name).tolist()
     m = MARKS
     assert prefix.ids.tolist() == [
@@ -255,5 +257,128 @@ def test_a_prefix_is_what_training_puts_before_the_latents():
         *(m.null, m.bod, m.go_on, m.go_on, m.eod),
         *(ord("c"), m.bod),
     ]
-    assert not prefix.learn.any()
+    both, end = int(Kind.TEXT | Kind.LATENT), int(Kind.TEXT)
+    assert prefix.learn.tolist() == [0] * 4 + [both, both, end, 0, 0, both, both, end, 0, 0]
     assert layout.prefix([], None).finish("none").ids.tolist() == [m.bos, m.null, m.bod]
+
+
+# --- where text stands -----------------------------------------------------------------------
+
+
+def positions(text: TextTokenizer, pace: float, words: str | None) -> list[float]:
+    """Of bos, text, bod, three latents and eod."""
+    return SpokenText(text, 3, pace).utterance([], words, torch.ones(3, 3), "").position.tolist()
+
+
+def test_bytes_stand_where_their_latents_are_expected():
+    assert positions(BYTES, 2.0, "ab") == [0, 3, 5, 1, 2, 3, 4, 5]
+    assert positions(BYTES, 0.5, "é") == [0, 2.25, 2.75, 1, 2, 3, 4, 5]
+    assert positions(BYTES, 2.0, None) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_token_of_several_bytes_stands_at_its_middle():
+    pytest.importorskip("tokenizers", reason="a BPE needs tokenizers")
+    bpe = TextTokenizer(TextConfig(kind="bpe"), [(ord(" "), ord("a")), (256, ord("b"))])
+    assert bpe.encode("ab c") == [257, ord(" "), ord("c")]
+    assert positions(bpe, 2.0, "ab c") == [0, 5, 9, 11, 1, 2, 3, 4, 5]
+
+
+def test_text_without_a_pace_stands_before_its_latents():
+    assert positions(BYTES, 0.0, "ab") == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_text_behind_a_prompt_is_counted_from_the_bod_of_its_own():
+    prompts = [("ab", torch.ones(2, 3)), (None, torch.ones(1, 3))]
+    document = SpokenText(BYTES, 3, 2.0).utterance(prompts, "c", torch.ones(2, 3), "")
+    first, second = [0, 3, 5, 1, 2, 3, 4], [5, 6, 7, 8]
+    assert document.position.tolist() == [*first, *second, 11, 9, 10, 11, 12]
+
+
+@pytest.mark.parametrize("paced", [False, True])
+def test_all_but_paced_text_stands_one_after_the_other(exact, paced):
+    stream = sequences(exact, paced_text=paced, prompt_share=1.0, condition_drop=0.2)
+    places = [index for index in range(COUNT) for _ in range(3)]
+    source = torch.Generator().manual_seed(0)
+    for index in places:
+        document: Document = stream._document(index, source, True, index % 5 == 0)
+        steady = document.ids >= BYTES.num_text_ids if paced else document.ids >= 0
+        assert document.position[steady].tolist() == list(range(int(steady.sum())))
+        assert bool((document.position.diff() != 1).any()) == (paced and index % 5 != 0)
+
+
+def test_the_pace_is_of_the_bytes_that_the_model_reads(exact):
+    pytest.importorskip("tokenizers", reason="a BPE needs tokenizers")
+    total = int(exact.lengths.sum())
+    read = sum(len(text.encode()) for text in transcripts(exact))
+    assert sequences(exact).pace == pytest.approx(total / read)
+    bpe = TextTokenizer(TextConfig(kind="bpe"), [(ord("c"), ord("l"))])
+    stream = SpeechSequences(exact, bpe, CONFIG, seed=0)
+    assert stream.pace == pytest.approx(total / (read + COUNT))  # the space before each text
+    assert sequences(exact, paced_text=False).pace == 0.0
+
+
+# --- a curriculum ----------------------------------------------------------------------------
+
+GROWING = 8
+"""Batches of the curriculum."""
+
+
+def training_lengths(latents: LatentSet, stream: SpeechSequences) -> list[int]:
+    """Of all utterances that are trained on, the shortest first."""
+    held_out = {key for batch in stream.held_out() for key in batch.keys}
+    numbers = [n for n in range(COUNT) if f"{n}.wav" not in held_out]
+    return sorted(latents.lengths[numbers].tolist())
+
+
+def lengths_of(latents: LatentSet, batch: SequenceBatch) -> list[int]:
+    return [int(latents.lengths[int(key.removesuffix(".wav"))]) for key in batch.keys]
+
+
+def test_the_first_batches_are_of_the_shortest_utterances(exact):
+    """For a third of the curriculum the shortest eighth, then more; as many latents as ever."""
+    streams = [sequences(exact, seed, curriculum_batches=GROWING) for seed in range(20)]
+    longest = []
+    for number in range(GROWING):
+        found = []
+        for stream in streams:
+            lengths = training_lengths(exact, stream)
+            growth = max(0.0, (number / GROWING - 1 / 3) * 3 / 2)
+            pool = lengths[: int((1 + 7 * growth) / 8 * len(lengths))]
+            usual = CONFIG.batch_size * np.mean(lengths)
+            batch = stream.batch(number)
+            assert len(batch) == int(round(usual * len(pool)) // sum(pool))
+            assert max(lengths_of(exact, batch)) <= pool[-1]
+            found.append(max(lengths_of(exact, batch)))
+        longest.append(np.mean(found))
+    assert longest[0] < 0.6 * longest[-1]
+    assert longest[GROWING // 2] < longest[-1]
+
+
+def test_nothing_held_out_is_in_a_curriculum(exact):
+    stream = sequences(exact, curriculum_batches=99)
+    held_out = {key for batch in stream.held_out() for key in batch.keys}
+    assert not held_out & {key for number in range(99) for key in stream.batch(number).keys}
+
+
+def test_after_a_curriculum_batches_are_as_without_one(exact):
+    growing, plain = sequences(exact, curriculum_batches=GROWING), sequences(exact)
+    assert growing.batch(GROWING - 1).keys != plain.batch(GROWING - 1).keys
+    for number in (GROWING, GROWING + 5):
+        ours, other = growing.batch(number), plain.batch(number)
+        assert ours.keys == other.keys
+        assert torch.equal(ours.latents, other.latents)
+
+
+@pytest.mark.parametrize("start", [0, 3, GROWING - 1, GROWING, GROWING + 2])
+def test_a_curriculum_can_be_resumed_at_any_batch(latents, start):
+    settings = CONFIG.model_copy(update={"curriculum_batches": GROWING})
+    stream = SpeechSequences(latents, BYTES, settings, seed=3).batches(start)
+    for number in (start, start + 1):
+        again = sequences(latents, seed=3, curriculum_batches=GROWING).batch(number)
+        batch = next(stream)
+        assert batch.keys == again.keys
+        assert torch.equal(batch.ids, again.ids)
+        assert torch.equal(batch.latents, again.latents)
+        other = sequences(latents, seed=4, curriculum_batches=GROWING).batch(number)
+        assert (other.keys, other.ids.shape) != (batch.keys, batch.ids.shape)
+    stream.close()

@@ -1,5 +1,6 @@
 """Whose voice says it: recordings that a user gives, and the protocols on data sets."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_voice_and_transcript_decide_the_sample(home, tmp_path):
     found.append(audio_of(tmp_path / "silent" / stem(0))[: 8 * HOP])
     for place, one in enumerate(found):
         for other in found[:place]:
-            assert np.abs(one - other).max() > 10 * STEP
+            assert np.abs(one - other).max() > 5 * STEP
 
 
 def test_a_voice_longer_than_the_model_knows_is_cut_without_its_transcript(tmp_path):
@@ -107,24 +108,41 @@ def test_a_voice_stands_before_the_text_and_guidance_has_neither(home):
         *(ord("c"), marks.bod),
     ]
     assert torch.equal(asked.prompt.latents[4 : 4 + size], latents)
+    pace = speaking.bounds.pace
+    assert pace > 1.0
+    wanted = [
+        0,
+        2 + 0.5 * pace,
+        2 + 1.5 * pace,
+        *range(1, size + 3),
+        size + 4 + 0.5 * pace,
+        size + 3,
+    ]
+    assert asked.prompt.position.tolist() == pytest.approx(wanted)
     assert asked.unconditional.ids.tolist() == [marks.bos, marks.null, marks.bod]
-    assert asked.num_latents == max_latents("c", speaking.bounds, FRAME_RATE)
+    assert asked.unconditional.position.tolist() == [0, 1, 2]
+    assert asked.num_latents == max_latents("c", speaking.bounds)
 
 
 def test_a_beginning_stands_after_the_text_and_in_guidance_as_well(home):
     """What is dropped is the text: the branch without it has heard the same beginning."""
     speaking = speaking_of(home)
-    line = Line("cd", Clip(babble(3, 0.5), RATE, None, None, "voice"), continues=True)
+    words = "cd" * 10
+    line = Line(words, Clip(babble(3, 0.5), RATE, None, None, "voice"), continues=True)
     marks = speaking.text.marks
     latents = speaking._encode(line, seed=1)
     asked = speaking._request(line, latents, seed=1)
     going = [marks.go_on] * len(latents)
-    assert asked.prompt.ids.tolist() == [marks.bos, ord("c"), ord("d"), marks.bod, *going]
+    assert asked.prompt.ids.tolist() == [marks.bos, *words.encode(), marks.bod, *going]
+    steady = [*asked.prompt.position[:1], *asked.prompt.position[1 + len(words) :]]
+    assert steady == list(range(2 + len(latents)))
     assert asked.unconditional.ids.tolist() == [marks.bos, marks.null, marks.bod, *going]
-    for prompt, start in ((asked.prompt, 4), (asked.unconditional, 3)):
+    for prompt, start in ((asked.prompt, 22), (asked.unconditional, 3)):
         assert torch.equal(prompt.latents[start:], latents)
-    whole = max_latents("cd", speaking.bounds, FRAME_RATE)
+    whole = max_latents(words, speaking.bounds)
     assert asked.num_latents == whole - len(latents)
+    short = speaking._request(replace(line, text="cd"), latents, seed=1)
+    assert short.num_latents == 1
 
 
 # --- protocols -------------------------------------------------------------------------------
@@ -166,7 +184,7 @@ def test_three_seconds_are_gone_on_with(home, tmp_path):
         assert row["prompt_text"] is None
         assert len(audio_of(tmp_path / row["original"])) == len(whole)
         assert len(audio_of(tmp_path / row["file"])) == (size + row["latents"]) * HOP
-        assert row["latents"] <= max_latents(row["text"], bounds, FRAME_RATE) - size
+        assert row["latents"] <= max_latents(row["text"], bounds) - size
 
 
 def test_a_continuation_begins_with_the_given_latents(home):

@@ -13,11 +13,12 @@ from latentlm_core.workflows.watch import (
     MAX_REPETITIONS,
     is_repeating,
     is_silent,
+    longest_silence,
     max_latents,
 )
 
 RATE, FRAME_RATE = 8000, 10.0
-BOUNDS = SpeechBounds(latents_per_character=0.8, longest=50)
+BOUNDS = SpeechBounds(latents_per_character=0.75, slack=4.0, longest=50, pace=0.75)
 
 
 def noise(seconds: float, dbfs: float, name: str = "noise") -> Tensor:
@@ -43,14 +44,15 @@ def beside(values: Tensor, cosine: float, name: str = "beside") -> Tensor:
 # --- the bound -------------------------------------------------------------------------------
 
 
-def test_a_text_may_take_a_quarter_more_than_any_of_the_training_and_a_second() -> None:
-    assert max_latents("x" * 40, BOUNDS, FRAME_RATE) == 40 + 10
-    assert max_latents(f"  {'x' * 40}\n", BOUNDS, FRAME_RATE) == 50
-    assert max_latents("x", BOUNDS, 7.5) == 9  # 1 + 7.5, rounded up
+def test_a_text_may_take_a_quarter_more_than_the_slowest_reading_of_the_training() -> None:
+    assert max_latents("x" * 40, BOUNDS) == 43  # 1.25 (30 + 4) = 42.5, rounded up
+    assert max_latents(f"  {'x' * 40}\n", BOUNDS) == 43
+    assert max_latents("x" * 4, BOUNDS.model_copy(update={"slack": 1.0})) == 5
+    assert max_latents("x", BOUNDS.model_copy(update={"slack": 0.0})) == 1
 
 
 def test_the_bound_grows_with_the_text() -> None:
-    bounds = [max_latents("x" * size, BOUNDS, FRAME_RATE) for size in range(1, 200)]
+    bounds = [max_latents("x" * size, BOUNDS) for size in range(1, 200)]
     assert bounds == sorted(bounds)
     assert bounds[0] >= 1
 
@@ -80,6 +82,35 @@ def test_speech_ends_silence_however_short_it_is() -> None:
 def test_rates_that_no_window_divides_are_heard_as_well() -> None:
     assert is_silent(torch.zeros(40_000), 22_050)
     assert not is_silent(noise(5.0, -25.0), 22_050)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [
+        ([], 0.0),
+        ([0.01], 0.0),  # less than a window
+        ([0.5], 0.0),
+        ([0.0, 3.0], 3.0),
+        ([0.5, 0.7, 0.1, 0.4, 0.3], 0.7),
+        ([0.5, 0.4, 0.02, 0.7], 0.7),
+        ([0.0, 0.6, 0.1], 0.6),
+        ([0.5, 0.32, 0.1, 0.219], 0.32),  # what fills no window is not heard
+    ],
+)
+def test_the_longest_silence_by_hand(seconds: list[float], wanted: float) -> None:
+    """Sound and silence in turn, in seconds, at a rate whose windows divide them."""
+    pieces = [
+        torch.zeros(round(size * RATE)) if place % 2 else noise(size, -25.0)
+        for place, size in enumerate(seconds)
+    ]
+    audio = torch.cat(pieces) if pieces else torch.zeros(0)
+    assert longest_silence(audio, RATE) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("dbfs", "wanted"), [(-53.0, 2.0), (-47.0, 0.0)])
+def test_the_longest_silence_has_the_level_of_the_watch(dbfs: float, wanted: float) -> None:
+    assert longest_silence(noise(2.0, dbfs), RATE) == pytest.approx(wanted)
+    assert longest_silence(torch.zeros(44_100), 22_050) == pytest.approx(2.0)
 
 
 # --- repetition ------------------------------------------------------------------------------

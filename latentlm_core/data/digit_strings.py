@@ -19,7 +19,8 @@ from latentlm_core.runtime import generator
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NUM_STRINGS = {"train": 6_000, "test": 400}
-MIN_DIGITS, MAX_DIGITS = 3, 7
+MIN_DIGITS = {"train": 1, "test": 3}
+MAX_DIGITS = 7
 GAP_SECONDS = 0.15, 0.35
 """Shortest and longest pause between two digits."""
 MARGIN_SECONDS = 0.2
@@ -29,7 +30,7 @@ _FADE_SECONDS = 0.005
 
 
 class DigitStringSource:
-    """Strings of 3 to 7 digits, such as "three one four".
+    """Strings of 3 to 7 digits, such as "three one four"; in the training part of 1 to 7.
 
     Args:
         takes: recordings of single digits, with texts and speakers.
@@ -53,7 +54,7 @@ class DigitStringSource:
     def __getitem__(self, index: int) -> Clip:
         random = generator("digit-strings", self._split, index)
         speaker = index % len(self.classes)
-        length = _draw(MIN_DIGITS, MAX_DIGITS, random)
+        length = _draw(MIN_DIGITS[self._split], MAX_DIGITS, random)
         digits = torch.randint(len(DIGITS), (length,), generator=random).tolist()
         shortest, longest = (round(seconds * self._sample_rate) for seconds in GAP_SECONDS)
         margin = np.zeros(round(MARGIN_SECONDS * self._sample_rate), np.float32)

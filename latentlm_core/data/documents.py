@@ -29,6 +29,7 @@ class Document:
         kind: (n,) ``Kind`` of each element.
         learn: (n,) ``Kind`` of what is predicted of each element; a union where it is both.
         span: (n,) number of the run of latents within the document, -1 outside.
+        position: (n,) float32 rotary position; 0, 1, 2, ... unless tokens were placed elsewhere.
         key: what it is called in error reports.
     """
 
@@ -37,6 +38,7 @@ class Document:
     kind: Tensor
     learn: Tensor
     span: Tensor
+    position: Tensor
     key: str
 
     def __len__(self) -> int:
@@ -52,34 +54,57 @@ class DocumentBuilder:
 
     def __init__(self, latent_channels: int) -> None:
         self._channels = latent_channels
-        self._pieces: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+        self._pieces: list[tuple[Tensor, ...]] = []
         self._num_spans = 0
+        self._position = 0
 
-    def tokens(self, ids: Sequence[int], learn: bool = False) -> Self:
-        """Append tokens, to be predicted or not."""
+    def tokens(
+        self, ids: Sequence[int], learn: bool = False, ahead: Sequence[float] | None = None
+    ) -> Self:
+        """Append tokens.
+
+        Args:
+            ids: the tokens.
+            learn: whether they are predicted.
+            ahead: how far each stands ahead of what is appended next, which then has the position
+                that the first of them would have had; by default they stand one after the other.
+        """
         values = torch.tensor(ids, dtype=torch.int64)
         latents = torch.zeros(len(ids), self._channels)
-        self._append(values, latents, Kind.TEXT, Kind.TEXT if learn else Kind.NOTHING, span=-1)
+        what = Kind.TEXT if learn else Kind.NOTHING
+        if ahead is None:
+            self._append(values, latents, Kind.TEXT, what, -1, self._advance(len(ids)))
+        else:
+            position = self._position + torch.tensor(ahead, dtype=torch.float32)
+            self._append(values, latents, Kind.TEXT, what, -1, position)
         return self
 
     def latents(self, values: Tensor, go_on: int, learn: bool = True) -> Self:
         """Append a run of latents (T, C), each predicted together with the mark ``go_on``."""
         ids = torch.full((len(values),), go_on)
         what = Kind.TEXT | Kind.LATENT if learn else Kind.NOTHING
-        self._append(ids, values, Kind.LATENT, what, self._num_spans)
+        position = self._advance(len(values))
+        self._append(ids, values, Kind.LATENT, what, self._num_spans, position)
         self._num_spans += 1
         return self
 
     def finish(self, key: str) -> Document:
         """The document."""
-        ids, latents, kind, learn, span = (
+        ids, latents, kind, learn, span, position = (
             torch.cat(part) for part in zip(*self._pieces, strict=True)
         )
-        return Document(ids, latents, kind, learn, span, key)
+        return Document(ids, latents, kind, learn, span, position, key)
 
-    def _append(self, ids: Tensor, latents: Tensor, kind: Kind, learn: Kind, span: int) -> None:
-        kinds, learns = (torch.full_like(ids, int(what)) for what in (kind, learn))
-        self._pieces.append((ids, latents, kinds, learns, torch.full_like(ids, span)))
+    def _advance(self, count: int) -> Tensor:
+        """The next ``count`` positions."""
+        start, self._position = self._position, self._position + count
+        return torch.arange(start, self._position, dtype=torch.float32)
+
+    def _append(
+        self, ids: Tensor, latents: Tensor, kind: Kind, learn: Kind, span: int, position: Tensor
+    ) -> None:
+        kinds, learns, spans = (torch.full_like(ids, int(what)) for what in (kind, learn, span))
+        self._pieces.append((ids, latents, kinds, learns, spans, position))
 
 
 def pack(documents: Sequence[Document], row_length: int) -> SequenceBatch:
@@ -98,9 +123,9 @@ def pack(documents: Sequence[Document], row_length: int) -> SequenceBatch:
     rows = _first_fit(documents, row_length)
     length = max(sum(map(len, row)) for row in rows)
     shape, channels = (len(rows), length), documents[0].latents.shape[1]
-    ids, kind, learn, position = (torch.zeros(shape, dtype=torch.int64) for _ in range(4))
+    ids, kind, learn = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
     span, document = (torch.full(shape, -1) for _ in range(2))
-    latents = torch.zeros(*shape, channels)
+    latents, position = torch.zeros(*shape, channels), torch.zeros(shape)
     for row, members in enumerate(rows):
         start = num_spans = 0
         for number, member in enumerate(members):
@@ -108,7 +133,7 @@ def pack(documents: Sequence[Document], row_length: int) -> SequenceBatch:
             ids[place], latents[place], kind[place] = member.ids, member.latents, member.kind
             learn[place] = member.learn
             learn[row, start] = 0  # nothing stands before the first element
-            position[place] = torch.arange(len(member))
+            position[place] = member.position
             document[place] = number
             span[place] = torch.where(member.span >= 0, member.span + num_spans, -1)
             num_spans += int(member.span.max()) + 1

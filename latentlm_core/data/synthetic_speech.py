@@ -3,6 +3,8 @@
 Notable choices:
     the words are common, regular and unlike each other, for a small recogniser has to read them;
     what is held out are other sentences of the same words, so that a small model can say them;
+    the training part also has the phrases that sentences are made of, down to single words, so that
+    a model can find out which sound belongs to which word before it has to follow a sentence;
     a sentence is read when it is asked for, always with the same noise, and kept from then on;
     the pauses at its ends are cut to a tenth of a second.
 """
@@ -20,6 +22,8 @@ from latentlm_core.errors import MissingExtraError
 from latentlm_core.runtime import derive_seed, generator
 
 NUM_SENTENCES = {"train": 800, "test": 100}
+NUM_PHRASES = 400
+"""Beside the sentences of the training part."""
 MARGIN_SECONDS = 0.1
 
 _SLOTS = {
@@ -40,8 +44,13 @@ _PATTERNS = (
     "the {kind} {animal} {moves} the {colour} {things}",
     "her {kind} {person} {gets} a {colour} {animal} {place}",
 )
+_PHRASES = (
+    *("{colour}", "{kind}", "{animal}", "{person}", "{gets}", "{number}", "{things}"),
+    *("{moves}", "{place}", "the {animal}", "my {person}", "her {person}", "{colour} {animal}"),
+    *("{kind} {animal}", "{number} {things}", "{colour} {things}", "{gets} a {animal}"),
+)
 _DIGIT_SHARE = 4
-"""One sentence of so many is a string of digits."""
+"""One sentence or phrase of so many is a string of digits."""
 
 
 class HibariSource:
@@ -50,7 +59,7 @@ class HibariSource:
     One American voice at 24 kHz, about 1 to 4 seconds each.
 
     Args:
-        split: `train` (800 sentences) or `test` (100 others).
+        split: `train` (800 sentences and 400 phrases) or `test` (100 other sentences).
 
     Raises:
         MissingExtraError: hibari-tts is not installed.
@@ -80,24 +89,38 @@ class HibariSource:
 
 @lru_cache(maxsize=1)
 def sentences() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The texts of `train` and of `test`: all different, the same on every machine."""
+    """The texts of `train` and of `test`: other sentences, the same on every machine."""
     random = generator("hibari")
     found: dict[str, None] = {}
     while len(found) < sum(NUM_SENTENCES.values()):
         found[_sentence(len(found), random)] = None
     texts = tuple(found)
     is_test = [index % (len(texts) // NUM_SENTENCES["test"]) == 0 for index in range(len(texts))]
+    phrases = tuple(_phrase(place, random) for place in range(NUM_PHRASES))
     return (
-        tuple(text for text, held in zip(texts, is_test, strict=True) if not held),
+        tuple(text for text, held in zip(texts, is_test, strict=True) if not held) + phrases,
         tuple(text for text, held in zip(texts, is_test, strict=True) if held),
     )
 
 
 def _sentence(place: int, random: torch.Generator) -> str:
     if place % _DIGIT_SHARE == 0:
-        length = int(torch.randint(4, 8, (), generator=random))
-        return " ".join(_pick(DIGITS, random) for _ in range(length))
-    pattern = _pick(_PATTERNS, random)
+        return _digits(4, 7, random)
+    return _filled(_pick(_PATTERNS, random), random)
+
+
+def _phrase(place: int, random: torch.Generator) -> str:
+    if place % _DIGIT_SHARE == 0:
+        return _digits(1, 3, random)
+    return _filled(_pick(_PHRASES, random), random)
+
+
+def _digits(fewest: int, most: int, random: torch.Generator) -> str:
+    length = int(torch.randint(fewest, most + 1, (), generator=random))
+    return " ".join(_pick(DIGITS, random) for _ in range(length))
+
+
+def _filled(pattern: str, random: torch.Generator) -> str:
     return pattern.format(**{name: _pick(words, random) for name, words in _SLOTS.items()})
 
 

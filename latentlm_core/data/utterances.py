@@ -5,9 +5,14 @@
 
 The prompt is another utterance of the same speaker; null stands for its text where that is dropped,
 so that a voice can be given without a transcript; a prompt that does not fit into the row is left
-out. Text is read, never predicted; of every latent
-the model learns the latent itself and that the latents go on, and after the last one that they end.
-So it learns where speech ends from the same softmax that will write text in other models.
+out. Text is read, never predicted; of every latent the model learns the latent itself and that the
+latents go on, and after the last one that they end. So it learns where speech ends from the same
+softmax that will write text in other models.
+
+Which word belongs to which latents is not said anywhere, and a small model takes long to find out.
+Two things help: text may stand where its latents are expected (for the rotary embedding, which sees
+distances; compare the length-aware positions of text-to-speech models with cross-attention), and
+batches may begin with the shortest utterances.
 
 A batch is a function of (seed, its number) and of nothing else: order, prompts, dropped conditions
 and sigma's noise are drawn anew for each, so resuming is starting at a number.
@@ -16,6 +21,7 @@ Axes: T latent positions, C latent channels.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -42,6 +48,10 @@ class SpeechDataConfig(Config):
     """Utterances a batch (a micro-batch, where gradients are accumulated), prompts not counted."""
     row_length: int = Field(default=1024, ge=8)
     """Elements (tokens and latents) of a packed row at most."""
+    curriculum_batches: int = Field(default=0, ge=0)
+    """Batches over which utterances grow: for a third of them the shortest eighth alone, then more
+    and more; short ones come in greater number, so that a batch has as many latents as ever. A
+    model finds out what a word sounds like where there is one word to look at."""
     prompt_share: float = Field(default=0.8, ge=0.0, le=1.0)
     """Share of utterances that follow another one of their speaker, as a prompt."""
     prompt_text_drop: float = Field(default=0.2, ge=0.0, le=1.0)
@@ -52,12 +62,19 @@ class SpeechDataConfig(Config):
     """Share of the utterances that is never trained on (at most 2,048): validation loss."""
     per_channel_stats: bool = False
     """Normalise each channel by its own statistics; the published code uses one scale for all."""
+    paced_text: bool = True
+    """Text stands where its latents are expected (``SpokenText``); false: in front of them."""
     text: TextConfig = TextConfig()
     """Bytes, or a BPE that is trained on the transcripts."""
 
 
 NUM_MARKS = 3
 """Of an utterance without a prompt: ``bos``, ``bod``, ``eod``."""
+
+SHORTEST = 0.125
+"""Share of the utterances, the shortest ones, that a curriculum begins with."""
+HOLD = 1 / 3
+"""Share of a curriculum for which it stays with them."""
 
 Voice = tuple[str | None, Tensor]
 """Transcript, if there is one, and normalised latents (T, C) of an utterance."""
@@ -69,25 +86,29 @@ class SpokenText:
     Args:
         text: the text tokenizer.
         latent_channels: C.
+        pace: latents that a byte of text takes on average: text stands, for the rotary embedding,
+            where its latents are expected, so that a state finds its word nearby from the first
+            step on. 0: text stands in front of the latents, one token after the other.
     """
 
-    def __init__(self, text: TextTokenizer, latent_channels: int) -> None:
+    def __init__(self, text: TextTokenizer, latent_channels: int, pace: float) -> None:
         self.text = text
         self.latent_channels = latent_channels
+        self.pace = pace
 
     def prefix(self, prompts: Sequence[Voice], text: str | None) -> DocumentBuilder:
         """What stands before the latents of an utterance, ``bod`` included.
 
         Args:
-            prompts: utterances of the speaker, read and not learned.
+            prompts: utterances of the speaker, which are learned like the last one.
             text: what is said; None where the condition is dropped.
         """
         marks, builder = self.text.marks, DocumentBuilder(self.latent_channels)
         builder.tokens([marks.bos])
         for words, latents in prompts:
-            builder.tokens([*self._ids(words), marks.bod])
-            builder.latents(latents, marks.go_on, learn=False).tokens([marks.eod])
-        return builder.tokens([*self._ids(text), marks.bod])
+            self._say(builder, words).latents(latents, marks.go_on)
+            builder.tokens([marks.eod], learn=True)
+        return self._say(builder, text)
 
     def utterance(
         self, prompts: Sequence[Voice], text: str | None, latents: Tensor, key: str
@@ -96,8 +117,20 @@ class SpokenText:
         builder = self.prefix(prompts, text).latents(latents, self.text.marks.go_on)
         return builder.tokens([self.text.marks.eod], learn=True).finish(key)
 
-    def _ids(self, text: str | None) -> list[int]:
-        return [self.text.marks.null] if text is None else self.text.encode(text)
+    def _say(self, builder: DocumentBuilder, text: str | None) -> DocumentBuilder:
+        """Append a text, or the mark of a dropped one, and ``bod``."""
+        marks = self.text.marks
+        if text is None:
+            return builder.tokens([marks.null, marks.bod])
+        ids = self.text.encode(text)
+        if self.pace:
+            sizes = self.text.num_bytes(ids)
+            ends = list(accumulate(sizes))
+            middles = [end - size / 2 for end, size in zip(ends, sizes, strict=True)]
+            builder.tokens(ids, ahead=[1 + self.pace * at for at in middles])
+        else:
+            builder.tokens(ids)
+        return builder.tokens([marks.bod])
 
 
 class SpeechSequences:
@@ -112,6 +145,7 @@ class SpeechSequences:
 
     Attributes:
         stats: normalisation of the latents.
+        pace: latents that a byte of text takes on average, 0 where text is not paced.
 
     Raises:
         DataError: an utterance has no transcript or does not fit into a row, or there are too few
@@ -131,12 +165,15 @@ class SpeechSequences:
         self.latents = latents
         self.config = config
         self.stats: LatentStats = manifest.stats(latents.posterior, config.per_channel_stats)
-        self._layout = SpokenText(text, manifest.latent_channels)
+        self.pace = _pace(latents, text) if config.paced_text else 0.0
+        self._layout = SpokenText(text, manifest.latent_channels, self.pace)
         self._seed = seed
         self._read_ahead = read_ahead
         self._order = EpochOrder(
             len(latents), config.held_out, seed, config.batch_size, manifest.name
         )
+        train = self._order.train
+        self._by_length = train[latents.lengths[train].argsort(stable=True)]
         self._speakers = latents.labels
         self._of_speaker = _by_label(self._speakers, self._order.train)
 
@@ -148,9 +185,21 @@ class SpeechSequences:
         """Training batch ``number`` of the endless run."""
         size = self.config.batch_size
         source = generator(self._seed, "batch", number)
-        places = range(number * size, (number + 1) * size)
-        indices = [self._order[place] for place in places]
+        if number < self.config.curriculum_batches:
+            indices = self._short(number, source)
+        else:
+            indices = [self._order[place] for place in range(number * size, (number + 1) * size)]
         return self._draw(indices, source, self.config.prompt_share, self.config.condition_drop)
+
+    def _short(self, number: int, source: torch.Generator) -> list[int]:
+        """Utterances of a batch of the curriculum, as many as make a usual batch's latents."""
+        lengths = self.latents.lengths[self._by_length]
+        progress = number / self.config.curriculum_batches
+        growth = max(0.0, (progress - HOLD) / (1.0 - HOLD))
+        count = max(1, int((SHORTEST + (1.0 - SHORTEST) * growth) * len(lengths)))
+        size = round(self.config.batch_size * float(lengths.sum() / len(lengths)) * count)
+        size //= int(lengths[:count].sum())
+        return self._by_length[torch.randint(count, (size,), generator=source)].tolist()
 
     def held_out(self) -> Iterator[SequenceBatch]:
         """The validation batches: all with a prompt where there is one, no dropped conditions."""
@@ -254,3 +303,9 @@ def _by_label(labels: Tensor, indices: Tensor) -> dict[int, list[int]]:
         if label >= 0:
             found.setdefault(label, []).append(index)
     return found
+
+
+def _pace(latents: LatentSet, text: TextTokenizer) -> float:
+    """Latents that a byte of text, as the tokenizer reads it, takes on average over a set."""
+    num_bytes = sum(sum(text.num_bytes(text.encode(words))) for words in transcripts(latents))
+    return float(latents.lengths.sum()) / num_bytes

@@ -135,8 +135,13 @@ class LatentLM(nn.Module):
         """States (..., D) => scores of the next token (..., V)."""
         return self.text_head(self.text_norm(states))  # type: ignore[no-any-return]
 
-    def step(self, x: Tensor, cache: KVCache) -> Tensor:
-        """Feed embedded positions (B, L, D) after the cache's; the last state, (B, D)."""
+    def step(self, x: Tensor, cache: KVCache, position: Tensor | None = None) -> Tensor:
+        """Feed embedded positions (B, L, D) after the cache's; the last state, (B, D).
+
+        ``position`` (B, L) are their rotary positions where the cache does not know them.
+        """
         length = x.shape[1]
-        states = self.backbone(x, cache.positions(length), cache.mask(length), cache)
+        if position is None:
+            position = cache.positions(length)
+        states = self.backbone(x, position, cache.mask(length), cache)
         return states[:, -1]  # type: ignore[no-any-return]

@@ -22,6 +22,7 @@ class KVCache:
     Attributes:
         length: positions that are stored, padding included.
         padding: (B,) positions before the first of each row; None where no row has any.
+        shift: (B,) what is added to the number of a column to get its rotary position; None for 0.
 
     Args:
         num_layers: of the backbone.
@@ -46,6 +47,7 @@ class KVCache:
         shape = (num_layers, 2, num_rows, num_kv_heads, max_length, head_dim)
         self.length = 0
         self.padding: Tensor | None = None
+        self.shift: Tensor | None = None
         self._store = torch.zeros(shape, dtype=dtype, device=device)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,12 +66,10 @@ class KVCache:
         self.length += num_positions
 
     def positions(self, num_new: int) -> Tensor:
-        """Positions of the next L inputs within their sequences, (1, L) or (B, L)."""
+        """Rotary positions of the next L inputs, (1, L) or (B, L)."""
         device = self._store.device
         columns = torch.arange(self.length, self.length + num_new, device=device).unsqueeze(0)
-        if self.padding is None:
-            return columns
-        return (columns - self.padding.unsqueeze(1)).clamp_min(0)
+        return columns if self.shift is None else columns + self.shift.unsqueeze(1)
 
     def mask(self, num_new: int) -> AttentionMask:
         """Who among the next L inputs sees what: what is stored, itself and those before it."""
@@ -91,6 +91,8 @@ class KVCache:
         self._store = self._store[:, :, rows]
         if self.padding is not None:
             self.padding = self.padding[rows]
+        if self.shift is not None:
+            self.shift = self.shift[rows]
 
 
 class Attention(nn.Module):

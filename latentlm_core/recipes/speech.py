@@ -149,7 +149,13 @@ def _small_tts(total_steps: int, text: TextConfig) -> LMRecipe:
             head=DiffusionHeadConfig(num_layers=3, intermediate_size=384),
         ),
         loss=LMLossConfig(latent_weight=1.0),
-        data=SpeechDataConfig(batch_size=16, row_length=512, text=text),
+        data=SpeechDataConfig(
+            batch_size=16,
+            row_length=512,
+            curriculum_batches=total_steps * 2 // 3,
+            prompt_share=0.5,
+            text=text,
+        ),
         trainer=TrainerConfig(
             total_steps=total_steps,
             save_every=500,
@@ -157,7 +163,7 @@ def _small_tts(total_steps: int, text: TextConfig) -> LMRecipe:
             log_every=50,
             ema_decay=0.995,
         ),
-        optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
+        optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
         sampler=SamplerConfig(guidance_scale=2.0, num_inference_steps=5),
     )
 
@@ -196,7 +202,7 @@ SPEECH_LM_RECIPES: Mapping[str, LMRecipe] = {
         optimizer=OptimizerConfig(lr=7.5e-4, warmup_steps=10_000),
         sampler=SamplerConfig(guidance_scale=4.0, num_inference_steps=5),
     ),
-    "digit-strings": _small_tts(1500, WORDS),
+    "digit-strings": _small_tts(2400, WORDS),
     "hibari": _small_tts(800, WORDS),
     "speech-tiny": _tiny_tts(),
 }

@@ -38,11 +38,13 @@ class Prompt(NamedTuple):
         ids: (P,) token ids, anything valid where there is a latent.
         latents: (P, C) normalised latents, anything finite where there is a token.
         kind: (P,) which of the two stands there.
+        position: (P,) rotary position of each; the latents to draw follow after the last one's.
     """
 
     ids: Tensor
     latents: Tensor
     kind: Tensor
+    position: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ class SpanEngine:
             prompts += [request.unconditional for request in requests]
         longest = max(len(prompt.ids) for prompt in prompts)
         padding = torch.tensor([longest - len(prompt.ids) for prompt in prompts])
-        ids, latents, kind = (
+        ids, latents, kind, position = (
             torch.stack([_padded(part, longest) for part in parts]).to(self._device)
             for parts in zip(*prompts, strict=True)
         )
@@ -163,7 +165,9 @@ class SpanEngine:
         cache = self.model.backbone.new_cache(len(prompts), longest + num_latents)
         if padding.any():
             cache.padding = padding.to(self._device)
-        return self.model.step(self.model.embed(ids, latents, kind), cache), cache
+        state = self.model.step(self.model.embed(ids, latents, kind), cache, position)
+        cache.shift = position[:, -1] + 1 - cache.length
+        return state, cache
 
     def _next(self, state: Tensor, noise: Tensor, fresh: Tensor | None) -> Tensor:
         """States (B or 2 B, D) => the next latents (B, C)."""

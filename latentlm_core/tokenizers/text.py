@@ -141,6 +141,10 @@ class TextTokenizer:
             content = content.removeprefix(b" ")
         return content.decode("utf-8", "replace")
 
+    def num_bytes(self, ids: Iterable[int]) -> list[int]:
+        """Bytes of UTF-8 behind each text id; a space before a word counts as its own."""
+        return [len(self._tokens[token]) for token in ids]
+
     def to_json(self) -> str:
         """The tokenizer as one JSON object, in ASCII; equal tokenizers give equal texts."""
         return json.dumps(self._document.to_dict(), sort_keys=True, separators=(",", ":"))

@@ -101,13 +101,18 @@ class SpeechJob:
     def facts(self) -> dict[str, Any]:
         """Fields of the export."""
         lengths = self._latents.lengths.tolist()
-        ratios = (
-            length / len(text.strip()) for length, text in zip(lengths, self._texts, strict=True)
-        )
+        sizes = [len(text.strip()) for text in self._texts]
+        average = sum(lengths) / sum(sizes)
+        beyond = (length - average * size for length, size in zip(lengths, sizes, strict=True))
         return {
             "grid": None,
             "text_sha256": self.text.sha256,
-            "speech": SpeechBounds(latents_per_character=max(ratios), longest=max(lengths)),
+            "speech": SpeechBounds(
+                latents_per_character=average,
+                slack=max(0.0, *beyond),
+                longest=max(lengths),
+                pace=self.stream.pace,
+            ),
         }
 
 

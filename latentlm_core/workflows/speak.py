@@ -7,6 +7,7 @@ command goes on where it was interrupted and another one is refused.
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -210,14 +211,12 @@ def _ready(speaking: Speaking, line: Line, progress: Progress) -> Line:
     return line if line.voice is None else replace(line, voice=speaking.fit(line.voice, progress))
 
 
-def _endings(folder: SpokenFolder, count: int) -> dict[str, int]:
-    """How the samples ended, and how many did so."""
-    rows = folder.rows()
-    found: dict[str, int] = {}
-    for index in range(count):
-        reason = f"ended_by_{rows[index]['ended_by']}"
-        found[reason] = found.get(reason, 0) + 1
-    return found
+def _endings(folder: SpokenFolder, count: int) -> dict[str, Any]:
+    """How the samples ended, how many did so, and the longest silence in any."""
+    found = folder.rows()
+    rows = [found[index] for index in range(count)]
+    endings = Counter(f"ended_by_{row['ended_by']}" for row in rows)
+    return {**endings, "longest_silence": max(row["longest_silence"] for row in rows)}
 
 
 def _check_usage(

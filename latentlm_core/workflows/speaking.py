@@ -192,8 +192,8 @@ class Speaking:
         ]
 
     def _request(self, line: Line, voice: Tensor | None, seed: int) -> SpanRequest:
-        layout = SpokenText(self.text, self.tokenizer.latent_channels)
-        bound = max_latents(line.text, self.bounds, self.frame_rate)
+        layout = SpokenText(self.text, self.tokenizer.latent_channels, self.bounds.pace)
+        bound = max_latents(line.text, self.bounds)
         if line.continues and voice is not None:
             beginning = voice
             prompt = layout.prefix([], line.text).latents(beginning, self.text.marks.go_on)
@@ -204,7 +204,9 @@ class Speaking:
             prompts: list[Voice] = [] if voice is None else [(words, voice)]
             prompt, free = layout.prefix(prompts, line.text), layout.prefix([], None)
         made = [builder.finish("prompt") for builder in (prompt, free)]
-        conditional, unconditional = (Prompt(one.ids, one.latents, one.kind) for one in made)
+        conditional, unconditional = (
+            Prompt(one.ids, one.latents, one.kind, one.position) for one in made
+        )
         return SpanRequest(conditional, unconditional, bound, seed)
 
     def _encode(self, line: Line, seed: int) -> Tensor | None:

@@ -23,6 +23,7 @@ from latentlm_core.figures import spectrograms
 from latentlm_core.files import read_text, write_text
 from latentlm_core.workflows.claimed_folder import ClaimedFolder
 from latentlm_core.workflows.speaking import Line, Spoken
+from latentlm_core.workflows.watch import longest_silence
 
 NUM_SHOWN = 6
 
@@ -87,6 +88,7 @@ class SpokenFolder(ClaimedFolder):
                 "seconds": round(len(said.audio) / self._sample_rate, 3),
                 "latents": said.num_latents,
                 "ended_by": said.ended_by,
+                "longest_silence": round(longest_silence(said.audio, self._sample_rate), 2),
                 "prompt": self._keep(line.voice, "voices", index),
                 "prompt_text": line.voice.text if line.voice else None,
                 "original": self._keep(line.original, "originals", index),

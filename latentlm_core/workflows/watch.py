@@ -22,9 +22,7 @@ REPETITION = "repetition"
 WATCH_EVERY = 8
 """Latents between two looks."""
 MARGIN = 1.25
-"""How much more a text may take than any text of the training did for its length."""
-SPARE_SECONDS = 1.0
-"""And this much beside it: short texts have pauses around them."""
+"""How much more a text may take than the slowest text of the training would have."""
 MAX_SILENCE_SECONDS = 1.5
 """Silence after which an utterance ends, also at its beginning."""
 SILENCE_DBFS = -50.0
@@ -38,26 +36,27 @@ LIKENESS = 0.9
 twice, below that of one latent drawn twice from its posterior."""
 
 
-def max_latents(text: str, bounds: SpeechBounds, frame_rate: float) -> int:
-    """Largest number of latents for a text.
-
-    Args:
-        text: what is said.
-        bounds: of the model.
-        frame_rate: latents a second.
-    """
-    spoken = MARGIN * bounds.latents_per_character * len(text.strip())
-    return math.ceil(spoken + SPARE_SECONDS * frame_rate)
+def max_latents(text: str, bounds: SpeechBounds) -> int:
+    """Largest number of latents for a text: an average reading, and what any took beyond that."""
+    average = bounds.latents_per_character * len(text.strip())
+    return math.ceil(MARGIN * (average + bounds.slack))
 
 
 def is_silent(audio: Tensor, sample_rate: int) -> bool:
     """Whether the last 1.5 seconds of audio (S,) are silent; False where it is shorter."""
     window = sample_rate // 50
     wanted = round(MAX_SILENCE_SECONDS * sample_rate) // window * window
-    if len(audio) < wanted:
-        return False
-    power = audio[len(audio) - wanted :].view(-1, window).square().mean(dim=1)
-    return bool(power.max() < 10.0 ** (SILENCE_DBFS / 10.0))
+    return len(audio) >= wanted and bool(_silent(audio[len(audio) - wanted :], window).all())
+
+
+def longest_silence(audio: Tensor, sample_rate: int) -> float:
+    """Seconds of the longest silence in audio (S,)."""
+    window = sample_rate // 50
+    longest = now = 0
+    for silent in _silent(audio[: len(audio) // window * window], window).tolist():
+        now = now + 1 if silent else 0
+        longest = max(longest, now)
+    return longest * window / sample_rate
 
 
 def is_repeating(latents: Tensor, frame_rate: float) -> bool:
@@ -71,6 +70,12 @@ def is_repeating(latents: Tensor, frame_rate: float) -> bool:
         if float(F.cosine_similarity(now, before, dim=1).mean()) > LIKENESS:
             return not _is_constant(now)
     return False
+
+
+def _silent(audio: Tensor, window: int) -> Tensor:
+    """Whether each window of audio, a whole number of them, is silent."""
+    silent: Tensor = audio.view(-1, window).square().mean(dim=1) < 10.0 ** (SILENCE_DBFS / 10.0)
+    return silent
 
 
 def _is_constant(latents: Tensor) -> bool:
