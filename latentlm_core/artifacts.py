@@ -195,10 +195,11 @@ def save_generator(
 
 
 def copy_export(source: Path, target: Path) -> None:
-    """Copy the configuration and the weights of an export."""
+    """Copy the configuration, the weights and, where there is one, the text tokenizer."""
     target.mkdir(parents=True)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        shutil.copyfile(source / name, target / name)
+    for name in (CONFIG_FILE, WEIGHTS_FILE, TEXT_FILE):
+        if name != TEXT_FILE or (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def load_tokenizer(folder: Path, device: torch.device) -> LoadedTokenizer:

@@ -8,13 +8,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from latentlm_core.errors import ArtifactError
 
 PREFIX = "hf:"
 ALLOWED_PATTERNS = (
     "config.json",
+    "text.json",
     "*.safetensors",
     "*.safetensors.index.json",
     "README.md",
@@ -139,18 +140,13 @@ def model_card(
         Markdown under a YAML front matter that the hub reads, without paths of this machine. It
         states no licence: that of the weights is their maker's to choose.
     """
-    is_tokenizer = config.get("kind") == "sigma-vae"
-    command = (
-        f"latentlm tokenize --vae {repo_id} --data FOLDER"
-        if is_tokenizer
-        else f"latentlm sample --model {repo_id} --class 0 -n 16"
-    )
+    kind = _kind(config)
     reports = [_report_section(public(report)) for report in evaluation]
     parts = [
-        _front_matter(is_tokenizer, evaluation),
+        _front_matter(kind, evaluation),
         f"# {repo_id.rpartition('/')[2]}",
-        _TOKENIZER_TEXT if is_tokenizer else _GENERATOR_TEXT,
-        f"## Use\n\n```sh\n{command}\n```",
+        kind.text,
+        f"## Use\n\n```sh\n{kind.command.format(repo_id)}\n```",
         "## Evaluation",
         *(reports or ["Nothing was measured before it was published."]),
         f"## Configuration\n\n{_folded_json(config)}",
@@ -197,23 +193,62 @@ def repository_name(text: str) -> str:
     return name
 
 
-_TOKENIZER_TEXT = (
-    "The sigma-VAE of LatentLM (arXiv:2412.08635): it turns images into short sequences of "
-    "continuous latents and back."
+class _Kind(NamedTuple):
+    """What a card says of one kind of export."""
+
+    tag: str
+    text: str
+    command: str
+
+
+def _tokenizer_kind(media: str) -> _Kind:
+    return _Kind(
+        "sigma-vae",
+        f"The sigma-VAE of LatentLM (arXiv:2412.08635): it turns {media} into short sequences of "
+        "continuous latents and back.",
+        "latentlm tokenize --vae {} --data FOLDER",
+    )
+
+
+_IMAGES, _SPEECH = (
+    _Kind(
+        tag,
+        f"{what} over the continuous latents of a sigma-VAE, as in LatentLM (arXiv:2412.08635). "
+        "The tokenizer is in the folder `tokenizer`.",
+        f"latentlm sample --model {{}} {arguments}",
+    )
+    for tag, what, arguments in (
+        (
+            "class-conditional-image-generation",
+            "A class-conditional generator of images",
+            "--class 0 -n 16",
+        ),
+        ("text-to-speech", "A text-to-speech model", '--text "three one four"'),
+    )
 )
-_GENERATOR_TEXT = (
-    "A class-conditional generator of images over the continuous latents of a sigma-VAE, as in "
-    "LatentLM (arXiv:2412.08635). The tokenizer is in the folder `tokenizer`."
+_SPEECH_NETWORKS = ("causal-conv", "spectral")
+_METRICS = (
+    *("fid", "is", "kid", "precision", "recall", "rfid", "psnr", "ssim", "lpips"),
+    *("wer", "wer_recordings", "wer_reconstructions", "sim_prompt", "sim_original"),
+    *("mel_distance", "pesq_wb", "pesq_nb", "stoi"),
 )
-_METRICS = ("fid", "is", "kid", "precision", "recall", "rfid", "psnr", "ssim", "lpips")
-_STATED = ("num_samples", "num_images", "samples", "data", "split", "reference", "extractor")
+_STATED = (
+    *("num_samples", "num_images", "num_recordings", "samples", "data", "split", "reference"),
+    *("extractor", "recogniser", "normaliser", "encoder"),
+)
 """What of a report's protocol stands above its figures."""
 
 
-def _front_matter(is_tokenizer: bool, evaluation: Sequence[Mapping[str, Any]]) -> str:
+def _kind(config: Mapping[str, Any]) -> _Kind:
+    if config.get("kind") != "sigma-vae":
+        return _SPEECH if config.get("speech") else _IMAGES
+    network = config.get("tokenizer", {}).get("network", {}).get("kind")
+    return _tokenizer_kind("speech" if network in _SPEECH_NETWORKS else "images")
+
+
+def _front_matter(kind: _Kind, evaluation: Sequence[Mapping[str, Any]]) -> str:
     measured = {name for report in evaluation for name in _figures(report)}
-    kind = "sigma-vae" if is_tokenizer else "class-conditional-image-generation"
-    lines = ["---", "library_name: latentlm", "tags:", "- latentlm", f"- {kind}"]
+    lines = ["---", "library_name: latentlm", "tags:", "- latentlm", f"- {kind.tag}"]
     metrics = [name for name in _METRICS if name in measured]
     lines += ["metrics:", *(f"- {name}" for name in metrics)] if metrics else []
     return "\n".join([*lines, "---"])

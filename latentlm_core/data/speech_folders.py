@@ -29,7 +29,10 @@ from latentlm_core.errors import CorruptFileError, DataError
 
 TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 PATH_COLUMNS = ("path", "file_name", "file", "audio", "audio_path", "filename")
-TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "normalized_text")
+TEXT_COLUMNS = (
+    *("text", "transcription", "transcript", "sentence"),
+    *("normalized_text", "text_normalized"),
+)
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "speaker_name", "client_id")
 LIBRI_TESTS = ("test-clean", "dev-clean", "test-other", "dev-other")
 """Parts of LibriSpeech and LibriTTS that are taken for `test`, the first that is there."""

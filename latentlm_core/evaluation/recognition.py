@@ -30,6 +30,7 @@ import torch
 
 from latentlm_core.data.audio import resample, to_pcm
 from latentlm_core.data.base import Samples
+from latentlm_core.data.digit_strings import DIGITS
 from latentlm_core.errors import (
     ArtifactError,
     ConfigError,
@@ -49,7 +50,6 @@ WINDOW_SECONDS = 30.0
 """Of Whisper; longer audio is read window by window, by timestamps."""
 PADDING_SECONDS = 0.5
 BEAM_SIZE = 5
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 class Recogniser(Protocol):

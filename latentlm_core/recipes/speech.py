@@ -130,8 +130,8 @@ SPEECH_VAE_RECIPES["digit-strings"] = SPEECH_VAE_RECIPES["speech-8k"]
 SPEECH_VAE_RECIPES["hibari"] = _small(
     SpectralConfig(sample_rate=16_000, frame_length=640, frame_hop=160),
     32,
-    total_steps=900,
-    gan_start_step=400,
+    total_steps=700,
+    gan_start_step=350,
     beta=0.03,
 )
 
@@ -203,6 +203,6 @@ SPEECH_LM_RECIPES: Mapping[str, LMRecipe] = {
         sampler=SamplerConfig(guidance_scale=4.0, num_inference_steps=5),
     ),
     "digit-strings": _small_tts(2400, WORDS),
-    "hibari": _small_tts(800, WORDS),
+    "hibari": _small_tts(1500, WORDS),
     "speech-tiny": _tiny_tts(),
 }
