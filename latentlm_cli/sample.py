@@ -1,5 +1,6 @@
 """latentlm sample."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -114,9 +115,9 @@ def sample(
         ),
     ] = None,
     split: Annotated[
-        Literal["train", "test"],
-        typer.Option("--split", help="Part of --data.", rich_help_panel=SPEECH),
-    ] = "test",
+        Literal["train", "test"] | None,
+        typer.Option("--split", help="Part of --data; test if left out.", rich_help_panel=SPEECH),
+    ] = None,
     seconds: Annotated[
         str | None,
         typer.Option(
@@ -171,11 +172,12 @@ def sample(
         "voice_text": voice_text,
         "stream": stream,
         "data": data,
+        "split": split,
         "seconds": _range(seconds),
     }
     if texts or protocol:
         _refuse(images, "--text and --protocol are for speech; {} is for images.")
-        words = {"texts": texts or (), "protocol": protocol, "split": split}
+        words = {"texts": texts or (), "protocol": protocol}
         result = _speak(num_samples=num_samples, **words, **speech, **common)
     else:
         _refuse(speech, "{} is for speech, which needs --text or --protocol.")
@@ -211,7 +213,7 @@ def _range(text: str | None) -> tuple[float, float] | None:
         return None
     try:
         low, high = (float(part) for part in text.split(":"))
-        if not 0 <= low <= high:
+        if not 0 <= low <= high < math.inf:
             raise ValueError
     except ValueError:
         raise typer.BadParameter(

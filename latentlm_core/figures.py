@@ -176,7 +176,8 @@ def _spectrograms(
             )
             axes.tick_params(labelsize=6, length=0)
             if level == 0:
-                axes.set_title(title[:48], fontsize=8, loc="left", color=_INK, parse_math=False)
+                shown = title[:48].encode("utf-8", "replace").decode()  # no lone surrogates
+                axes.set_title(shown, fontsize=8, loc="left", color=_INK, parse_math=False)
     _save(figure, path)
 
 

@@ -201,30 +201,20 @@ class _Kind(NamedTuple):
     command: str
 
 
-def _tokenizer_kind(media: str) -> _Kind:
-    return _Kind(
-        "sigma-vae",
-        f"The sigma-VAE of LatentLM (arXiv:2412.08635): it turns {media} into short sequences of "
-        "continuous latents and back.",
-        "latentlm tokenize --vae {} --data FOLDER",
-    )
-
-
-_IMAGES, _SPEECH = (
-    _Kind(
-        tag,
-        f"{what} over the continuous latents of a sigma-VAE, as in LatentLM (arXiv:2412.08635). "
-        "The tokenizer is in the folder `tokenizer`.",
-        f"latentlm sample --model {{}} {arguments}",
-    )
-    for tag, what, arguments in (
-        (
-            "class-conditional-image-generation",
-            "A class-conditional generator of images",
-            "--class 0 -n 16",
-        ),
-        ("text-to-speech", "A text-to-speech model", '--text "three one four"'),
-    )
+_PAPER = "LatentLM (arXiv:2412.08635)"
+_OVER_LATENTS = (
+    f"over the continuous latents of a sigma-VAE, as in {_PAPER}. The tokenizer is in the folder "
+    "`tokenizer`."
+)
+_IMAGES = _Kind(
+    "class-conditional-image-generation",
+    f"A class-conditional generator of images {_OVER_LATENTS}",
+    "latentlm sample --model {} --class 0 -n 16",
+)
+_SPEECH = _Kind(
+    "text-to-speech",
+    f"A text-to-speech model {_OVER_LATENTS}",
+    'latentlm sample --model {} --text "three one four"',
 )
 _SPEECH_NETWORKS = ("causal-conv", "spectral")
 _METRICS = (
@@ -243,7 +233,13 @@ def _kind(config: Mapping[str, Any]) -> _Kind:
     if config.get("kind") != "sigma-vae":
         return _SPEECH if config.get("speech") else _IMAGES
     network = config.get("tokenizer", {}).get("network", {}).get("kind")
-    return _tokenizer_kind("speech" if network in _SPEECH_NETWORKS else "images")
+    media = "speech" if network in _SPEECH_NETWORKS else "images"
+    return _Kind(
+        "sigma-vae",
+        f"The sigma-VAE of {_PAPER}: it turns {media} into short sequences of continuous latents "
+        "and back.",
+        "latentlm tokenize --vae {} --data FOLDER",
+    )
 
 
 def _front_matter(kind: _Kind, evaluation: Sequence[Mapping[str, Any]]) -> str:

@@ -324,6 +324,13 @@ def test_push_publishes_the_reports_of_these_weights_and_no_path(
     assert "/home/me" in (run / "config.json").read_text(), "ours stays as it is"
 
 
+def test_the_text_tokenizer_of_a_model_travels_with_it(server: TinyHub, run: Path) -> None:
+    (run / "text.json").write_text("{}")
+    workflows.push(model=str(run), repo_id="someone/digits")
+    assert server.files["text.json"] == b"{}"
+    assert (hub.download("hf:someone/digits") / "text.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer/model.safetensors"])
 def test_an_export_without_weights_is_not_pushed(server: TinyHub, run: Path, name: str) -> None:
     (run / name).unlink()

@@ -89,3 +89,21 @@ def test_the_card_of_an_unmeasured_tokenizer() -> None:
     assert "metrics" not in data
     assert "latentlm tokenize --vae someone/vae" in card
     assert "Nothing was measured" in card
+
+
+def test_the_card_of_a_model_that_speaks() -> None:
+    report = {"values": {"wer": 0.05}, "protocol": {"recogniser": "tiny.en"}}
+    card = hub.model_card(CONFIG | {"speech": {"longest": 9}}, [report], "someone/speech")
+    data = huggingface_hub.ModelCard(card).data.to_dict()
+    assert (data["tags"], data["metrics"]) == (["latentlm", "text-to-speech"], ["wer"])
+    for part in ("A text-to-speech model", "--text", "### wer\n\nrecogniser tiny.en"):
+        assert part in card, part
+    assert "image" not in card
+
+
+@pytest.mark.parametrize(
+    ("network", "media"), [("conv", "images"), ("spectral", "speech"), ("causal-conv", "speech")]
+)
+def test_the_card_of_a_tokenizer_says_of_what(network: str, media: str) -> None:
+    config = {"kind": "sigma-vae", "tokenizer": {"network": {"kind": network}}}
+    assert f"it turns {media} into" in hub.model_card(config, [], "someone/vae")

@@ -155,6 +155,7 @@ def test_a_broken_file_is_named_by_its_key(tmp_path, write):
         ("folder:", "no data set 'folder:'"),
         ("hf:", "hf:ORG/NAME"),
         ("hf:a/b/c", "hf:ORG/NAME"),
+        ("librispeech:nowhere", "is a set of recordings, and images are wanted"),
         ("cifar10:nowhere", r"no train-\*\.parquet in nowhere"),
         ("imagenet:nowhere", "no folder nowhere"),
         ("x" * 5000, "no data set"),

@@ -68,7 +68,8 @@ def _workspace(home, monkeypatch):
         ({"texts": ["a"], "data": "hibari"}, "belong to a --protocol"),
         ({"texts": ["a"], "seconds": (4.0, 10.0)}, "belong to a --protocol"),
         ({"texts": ["a"], "voice_text": "b"}, "--voice-text is what the recording --voice says"),
-        ({"protocol": "3s-prefix"}, "from --data alone"),
+        ({"texts": ["a"], "split": "train"}, "belong to a --protocol"),
+        ({"protocol": "3s-prefix"}, "needs --data"),
         ({"protocol": "3s-prefix", "data": "x", "texts": ["a"]}, "from --data alone"),
         ({"protocol": "3s-prefix", "data": "x", "voice": Path("v.wav")}, "from --data alone"),
         ({"protocol": "3s-prefix", "data": "nothing"}, "There is no set of recordings 'nothing'"),
@@ -97,6 +98,11 @@ def test_a_voice_that_tells_nothing_is_refused(tmp_path, samples, sentence):
     (tmp_path / "voice.wav").write_bytes(b"RIFF and nothing")
     with pytest.raises(CorruptFileError, match="is no audio, or broken"):
         speak(tmp_path / "s", texts=["a"], voice=tmp_path / "voice.wav")
+
+
+def test_a_text_that_is_no_utf_8_is_said_and_drawn(tmp_path):
+    speak(tmp_path, texts=["seven \udcff"])
+    assert (tmp_path / "spectrograms.png").is_file()
 
 
 def test_files_of_somebody_else_are_not_touched(tmp_path):

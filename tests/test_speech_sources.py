@@ -267,6 +267,7 @@ def test_a_set_of_the_datasets_library_opens_by_name(root, write, tmp_path, monk
         ("./nowhere", r"no folder of recordings, and no table of them, \./nowhere"),
         ("folder:nowhere", "no folder nowhere"),
         ("nowhere.csv", "no set of recordings"),
+        ("embedded:shapes", "is a set of images, and recordings are wanted"),
         ("hf:a/b/c", "hf:ORG/NAME"),
         ("spoken-digits:nowhere", "spoken-digits: there is no folder nowhere"),
         ("digit-strings:nowhere", "there is no folder nowhere"),

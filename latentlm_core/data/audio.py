@@ -58,6 +58,8 @@ class ClipLimits(Config):
 
 
 USUAL_LIMITS = ClipLimits()
+MAX_SKIPPED_SHARE = 0.1
+"""Part of a source that may be broken or unfit: sets of real speech have some of either."""
 
 
 def read_audio(content: Path | bytes, where: str) -> tuple[Samples, int]:
@@ -77,7 +79,7 @@ def read_audio(content: Path | bytes, where: str) -> tuple[Samples, int]:
     if not encoded:
         raise CorruptFileError(f"{where} is empty.")
     try:
-        with soundfile.SoundFile(io.BytesIO(encoded)) as file:
+        with soundfile.SoundFile(_Bytes(encoded)) as file:
             _check_header(file.format, file.samplerate, file.frames * file.channels, where)
             channels = file.read(dtype="float32", always_2d=True)
             sample_rate = int(file.samplerate)
@@ -234,6 +236,14 @@ class WavStream:
 
 
 _FULL_SCALE = 0.999
+
+
+class _Bytes(io.BytesIO):
+    """Bytes whose reader may be sent before their beginning, as broken headers do it."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Stay where it is, which the decoder notices: an error would be printed, not raised."""
+        return self.tell() if whence == 0 and offset < 0 else super().seek(offset, whence)
 
 
 def _describe(file: wave.Wave_write, sample_rate: int) -> None:

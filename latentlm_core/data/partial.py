@@ -98,6 +98,7 @@ def make_set(
     unit: str,
     device: torch.device,
     progress: Progress,
+    max_skipped_share: float = 0.01,
 ) -> Manifest:
     """Make a latent set, or go on with one, or return the one that is there already.
 
@@ -112,6 +113,7 @@ def make_set(
         unit: what the items are called.
         device: where the encoder runs.
         progress: hears of items done and of broken ones.
+        max_skipped_share: what part of the source may be broken.
 
     Raises:
         DataError: the folder has another set, too many items are broken, or a latent is not
@@ -126,7 +128,7 @@ def make_set(
             partial.begin()
         _keep_tokenizer(tokenizer_export, folder / files.TOKENIZER_FOLDER, plan.tokenizer_sha256)
         if partial.missing:
-            log = SkipLog(source, progress)
+            log = SkipLog(source, progress, max_skipped_share)
             for row in partial.rows.values():
                 log.extend(row.skipped)
             runs = partial.runs(run_size)

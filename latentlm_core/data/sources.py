@@ -37,6 +37,12 @@ __all__ = [
     "spread",
 ]
 
+IMAGE_SETS = ("mnist", "cifar10", "imagenet", "embedded")
+"""What names of sets of images begin with."""
+SPEECH_FOLDERS = ("spoken-digits", "librispeech", "libritts", "ljspeech")
+"""Sets of recordings that are a folder and no more."""
+SPEECH_SETS = ("hibari", "digit-strings", *SPEECH_FOLDERS)
+"""What names of sets of recordings begin with, which ``speech_sources`` opens."""
 NAMES = ("mnist", "cifar10", "imagenet", "embedded:shapes", "folder:PATH", "hf:ORG/NAME")
 SPLITS = ("train", "test")
 
@@ -164,6 +170,11 @@ def _open(spec: str, split: str) -> Source | None:
             return _open_folder(Path(path), spec, split)
         case "hf", _:
             return _open_hub_spec(rest, spec, split)
+    if name in SPEECH_SETS:
+        raise DataError(
+            f"{spec} is a set of recordings, and images are wanted here.",
+            hint="Recordings go with recipes and tokenizers of speech.",
+        )
     if os.path.isdir(spec):
         return _open_folder(Path(spec), spec, split)
     if os.sep in spec or spec.startswith((".", "~")):

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from latentlm_core.data.audio import ClipLimits, check_clip, prepare
+from latentlm_core.data.audio import MAX_SKIPPED_SHARE, ClipLimits, check_clip, prepare
 from latentlm_core.data.base import Samples, SkippedItem, SpeechSource
 from latentlm_core.data.decoding import one_ahead
 from latentlm_core.data.manifest import RAGGED_VERSION, LatentPlan, Manifest
@@ -115,6 +115,7 @@ def encode_speech(
         unit="clips",
         device=where,
         progress=progress,
+        max_skipped_share=MAX_SKIPPED_SHARE,
     )
 
 

@@ -22,15 +22,19 @@ from pathlib import Path
 from latentlm_core.data.base import SpeechSource
 from latentlm_core.data.columns import find_parquet
 from latentlm_core.data.digit_strings import DigitStringSource
-from latentlm_core.data.sources import SPLITS, hold_out
+from latentlm_core.data.sources import (
+    IMAGE_SETS,
+    SPEECH_FOLDERS,
+    SPEECH_SETS,
+    SPLITS,
+    hold_out,
+)
 from latentlm_core.data.speech_columns import open_speech_hub, open_speech_parquet
 from latentlm_core.data.speech_folders import open_speech_folder, open_speech_table
 from latentlm_core.data.synthetic_speech import HibariSource
 from latentlm_core.errors import DataError, did_you_mean
 
-FOLDERS = ("spoken-digits", "librispeech", "libritts", "ljspeech")
-"""Sets that are a folder and no more."""
-NAMES = ("hibari", "digit-strings", *FOLDERS, "folder:PATH", "hf:ORG/NAME")
+NAMES = (*SPEECH_SETS, "folder:PATH", "hf:ORG/NAME")
 
 
 def open_speech(spec: str, split: str = "train") -> SpeechSource:
@@ -46,7 +50,8 @@ def open_speech(spec: str, split: str = "train") -> SpeechSource:
     """
     source = _open(spec, split)
     if source is None:
-        raise DataError(f"{spec} has no split {split!r}.")
+        (other,) = (known for known in SPLITS if known != split)
+        raise DataError(f"{spec} has no split {split!r}.", hint=f"Take the other: --split {other}")
     if not len(source):
         raise DataError(f"{spec} has no recordings in its split {split!r}.")
     return source
@@ -99,8 +104,13 @@ def _open(spec: str, split: str) -> SpeechSource | None:
             return _open_folder(Path(path), spec, split)
         case "hf", _:
             return _open_hub_spec(rest, spec, split)
-    if name in FOLDERS:
+    if name in SPEECH_FOLDERS:
         return _open_named(name, rest, split)
+    if name in IMAGE_SETS:
+        raise DataError(
+            f"{spec} is a set of images, and recordings are wanted here.",
+            hint="Images go with recipes and tokenizers of images.",
+        )
     if os.path.isdir(spec):
         return _open_folder(Path(spec), spec, split)
     if spec.endswith((".csv", ".tsv", ".jsonl")) and os.path.isfile(spec):

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from latentlm_core.data.audio import (
+    MAX_SKIPPED_SHARE,
     USUAL_LIMITS,
     ClipLimits,
     Pcm,
@@ -38,8 +39,6 @@ from latentlm_core.runtime import derive_seed, generator
 
 MEMORY_BYTES = 512 * 2**20
 """Sources whose recordings fit in this are kept in memory."""
-MAX_SKIPPED_SHARE = 0.1
-"""Part of a source that may be broken or unfit: sets of real speech have some of either."""
 _NUM_PROBED = 32
 
 

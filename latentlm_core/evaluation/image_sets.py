@@ -233,7 +233,8 @@ def _sample_labels(record: Path, paths: Sequence[Path]) -> tuple[int, ...] | Non
             classes[entry["file"]] = entry["class"]
         except (ValueError, TypeError, KeyError, RecursionError):
             raise CorruptFileError(
-                f"{record}:{number} must be a JSON object with the keys file and class."
+                f"{record}:{number} must be a JSON object with the keys file and class.",
+                hint="Samples of speech are measured by: latentlm eval wer, sim and drift",
             ) from None
     labels = [classes.get(path.name) for path in paths]
     known = tuple(label for label in labels if isinstance(label, int))

@@ -1,7 +1,8 @@
 """Samples of speech with what they are judged against, and the rows that their scores become.
 
 A list of samples is a JSONL file: one object a line with ``file`` and ``text``, and where they are
-known ``prompt`` (whose voice it should have) and ``original`` (the same text as it was recorded).
+known ``prompt`` (whose voice it should have), ``prompt_text`` (what is said there) and ``original``
+(the same text as it was recorded).
 """
 
 import hashlib
@@ -33,6 +34,7 @@ class SpokenItem:
         prompt: recording of the voice that it should have.
         original: recording of the same text by the same speaker.
         index: its place among the samples.
+        prompt_text: what the prompt says, where that is known.
     """
 
     file: Path
@@ -40,6 +42,7 @@ class SpokenItem:
     prompt: Path | None
     original: Path | None
     index: int
+    prompt_text: str | None = None
 
 
 def read_spoken_items(samples: Path) -> list[SpokenItem]:
@@ -126,7 +129,10 @@ def _read_item(line: str, index: int, folder: Path, where: str) -> SpokenItem:
         raise CorruptFileError(f"{where} must be an object with `file` and `text`.")
     text = row.get("text")
     if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where} has no text in `text`.")
+        raise DataError(
+            f"{where} has no text in `text`.",
+            hint="Samples of images are measured by: latentlm eval fid, is, kid, precision-recall",
+        )
     file = _find(row, "file", folder, where)
     if file is None:
         raise DataError(f"{where} names no audio in `file`.")
@@ -136,7 +142,15 @@ def _read_item(line: str, index: int, folder: Path, where: str) -> SpokenItem:
         prompt=_find(row, "prompt", folder, where),
         original=_find(row, "original", folder, where),
         index=index,
+        prompt_text=_prompt_text(row, where),
     )
+
+
+def _prompt_text(row: dict[str, Any], where: str) -> str | None:
+    text = row.get("prompt_text")
+    if text is not None and not isinstance(text, str):
+        raise CorruptFileError(f"{where}: `prompt_text` must be a text, not {text!r:.40}.")
+    return text
 
 
 def _find(row: dict[str, Any], key: str, folder: Path, where: str) -> Path | None:

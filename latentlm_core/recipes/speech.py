@@ -107,9 +107,8 @@ SPEECH_VAE_RECIPES: dict[str, VAERecipe] = {
         latent_channels=128,
     ),
     "speech-vibevoice": _large(CausalConvConfig(), latent_channels=64),
-    "speech-8k": _small(SpectralConfig(), 48, total_steps=4000, gan_start_step=600, beta=0.03),
+    "speech-8k": _small(SpectralConfig(frames_per_latent=8), 32),
     "speech-8k-25hz": _small(SpectralConfig(frames_per_latent=4), 16),
-    "speech-8k-12hz": _small(SpectralConfig(frames_per_latent=8), 32),
     "speech-8k-6hz": _small(SpectralConfig(frames_per_latent=16), 64),
     "speech-8k-conv": _small(
         CausalConvConfig(
@@ -121,9 +120,7 @@ SPEECH_VAE_RECIPES: dict[str, VAERecipe] = {
         ),
         latent_channels=32,
     ),
-    "speech-16k": _small(
-        SpectralConfig(sample_rate=16_000, frame_length=640, frame_hop=160), 48, total_steps=4000
-    ),
+    "speech-16k": _small(SpectralConfig(sample_rate=16_000, frame_length=640, frame_hop=160), 32),
     "speech-tiny": _tiny(),
 }
 SPEECH_VAE_RECIPES["digit-strings"] = SPEECH_VAE_RECIPES["speech-8k"]

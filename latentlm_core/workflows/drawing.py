@@ -40,8 +40,10 @@ class Drawing:
         """With the tokenizer in the generator's export, or with another copy of it.
 
         Raises:
-            ArtifactError: it is not there, or its weights are other ones.
+            ArtifactError: it is a text-to-speech model, or the tokenizer is not there, or its
+                weights are other ones.
         """
+        _ = loaded.config.fixed_grid
         return cls(loaded, matching_tokenizer(loaded, vae, device, progress))
 
     @property

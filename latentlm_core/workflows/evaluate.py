@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from latentlm_core.artifacts import load_tokenizer
-from latentlm_core.data.sources import Source, Subset, open_source, open_with_held_out, spread
-from latentlm_core.errors import ArtifactError, CorruptFileError
+from latentlm_core.data.sources import Source, open_source, open_with_held_out, spread
+from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError
 from latentlm_core.evaluation.image_sets import image_source, open_images
 from latentlm_core.evaluation.images import FEW_IMAGES, ImageReport, Metric, evaluate_images
 from latentlm_core.evaluation.reconstruction import evaluate_reconstruction as reconstruct
@@ -20,13 +20,10 @@ from latentlm_core.progress import SILENT, Progress
 from latentlm_core.report import finite
 from latentlm_core.result import Result
 from latentlm_core.runtime import resolve_device
-from latentlm_core.workflows.evaluate_speech import reconstruct_speech
+from latentlm_core.workflows.evaluate_speech import name_of_held_out, reconstruct_speech
 from latentlm_core.workflows.judges import find_extractor, find_lpips, find_reference, lpips_record
 from latentlm_core.workflows.reports import EVALUATION, report_folder
 from latentlm_core.workflows.workspace import find_export, find_samples
-
-HELD_OUT = "the twentieth of train that train-vae holds out"
-"""The split of a reconstruction report where the data has no test split."""
 
 
 def evaluate_samples(
@@ -123,6 +120,10 @@ def evaluate_reconstruction(
     where = resolve_device(device)
     tokenizer = load_tokenizer(find_export(vae, "sigma-vae", progress), where)
     if tokenizer.model.modality == "speech":
+        if extractor != "inception" or weights is not None:
+            raise ConfigError(
+                "--extractor and --weights are for images; this is a tokenizer of speech."
+            )
         return reconstruct_speech(
             tokenizer,
             data=data,
@@ -135,6 +136,11 @@ def evaluate_reconstruction(
             out=out,
             device=where,
             progress=progress,
+        )
+    if (recogniser, normalise, encoder) != ("faster-whisper", "basic", "resemblyzer"):
+        raise ConfigError(
+            "--recogniser, --normaliser and --encoder are for speech; this is a tokenizer of "
+            "images."
         )
     source, part = _open_split(data, split)
     network = (
@@ -219,9 +225,7 @@ def _open_split(data: str, split: str) -> tuple[Source, str]:
     if split != "test":
         return open_source(data, split), split
     train, held_out = open_with_held_out(data)
-    if held_out is train:
-        return train, "train"
-    return held_out, HELD_OUT if isinstance(held_out, Subset) else "test"
+    return held_out, name_of_held_out(train, held_out)
 
 
 def _settings(samples: Path) -> dict[str, Any] | None:

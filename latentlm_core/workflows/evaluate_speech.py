@@ -5,7 +5,7 @@ row of ``evaluation/NAME.jsonl`` with its file, and WER a page to listen to.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,10 @@ import torch
 
 from latentlm_core.artifacts import LoadedTokenizer
 from latentlm_core.data.audio import ClipLimits, check_clip, prepare, write_wav
-from latentlm_core.data.base import Clip
-from latentlm_core.data.sources import spread
+from latentlm_core.data.base import SpeechSource
+from latentlm_core.data.sources import Subset, spread
 from latentlm_core.data.speech_sources import open_speech, open_speech_with_held_out
-from latentlm_core.errors import DataError
+from latentlm_core.errors import ConfigError, DataError
 from latentlm_core.evaluation.recognition import load_recogniser, normaliser
 from latentlm_core.evaluation.speakers import load_speaker_encoder
 from latentlm_core.evaluation.speech import speaker_similarity, word_errors
@@ -39,6 +39,9 @@ from latentlm_core.workflows.reports import EVALUATION, report_folder
 from latentlm_core.workflows.vae_jobs import rebuild
 from latentlm_core.workflows.workspace import find_samples
 
+HELD_OUT = "the twentieth of train that train-vae holds out"
+"""The split of a reconstruction report where the data has no test split."""
+
 Side = Literal["samples", "originals", "voices"]
 """What of a folder of samples is judged: the samples, or the recordings beside them."""
 
@@ -59,7 +62,8 @@ def evaluate_wer(
     Args:
         samples: a folder that ``speak`` made, or a .jsonl with ``file`` and ``text``; by default
             the newest samples.
-        side: ``originals`` measures the recordings of the same texts that lie beside them.
+        side: ``originals`` measures the recordings of the same texts that lie beside them,
+            ``voices`` those that gave the voices, by their own texts.
         recogniser: as ``load_recogniser`` takes it.
         normalise: as ``normaliser`` takes it.
         num_samples: only the first so many.
@@ -71,10 +75,10 @@ def evaluate_wer(
         LatentLMError: anything that the user can mend.
     """
     path, items = _items(samples, side, num_samples, progress)
+    name = _named("wer", side)
+    where = _report_file(out, _folder(path) / EVALUATION / f"{name}.json")
     listener = load_recogniser(recogniser, resolve_device(device))
     report = word_errors(items, listener, normaliser(normalise), progress=progress)
-    name = _named("wer", side)
-    where = out or _folder(path) / EVALUATION / f"{name}.json"
     page = listening_page(report, where.with_suffix(""))
     return _reported(name, path, report.to_dict(), report.values, report.rows, where, page)
 
@@ -102,9 +106,9 @@ def evaluate_sim(
         LatentLMError: anything that the user can mend.
     """
     path, items = _items(samples, "samples", num_samples, progress)
+    where = _report_file(out, _folder(path) / EVALUATION / "sim.json")
     voices = load_speaker_encoder(encoder, resolve_device(device))
     report = speaker_similarity(items, voices, progress=progress)
-    where = out or _folder(path) / EVALUATION / "sim.json"
     return _reported("sim", path, report.to_dict(), report.values, report.rows, where)
 
 
@@ -137,6 +141,7 @@ def evaluate_drift(
         LatentLMError: anything that the user can mend.
     """
     path, items = _items(samples, "samples", num_samples, progress)
+    target = _report_file(out, _folder(path) / EVALUATION / "drift.json")
     where = resolve_device(device)
     listener, voices = load_recogniser(recogniser, where), load_speaker_encoder(encoder, where)
     understood = word_errors(items, listener, normaliser(normalise), progress=progress)
@@ -146,7 +151,6 @@ def evaluate_drift(
     figures: dict[str, Any] = {
         f"wer_part_{part.part + 1}": part.wer for part in report.wer_parts
     } | {f"sim_from_{place.start_seconds:g}s": place.sim_prompt for place in report.sim_positions}
-    target = out or _folder(path) / EVALUATION / "drift.json"
     return _reported("drift", path, report.to_dict(), figures, report.rows, target)
 
 
@@ -172,39 +176,48 @@ def reconstruct_speech(
     Raises:
         LatentLMError: anything that the user can mend.
     """
-    target = out or report_folder(tokenizer.folder, vae) / "recon.json"
-    clips = _clips(data, split, num_samples, progress)
-    pairs = _rebuild_all(tokenizer.model, clips, target.with_suffix(""), device, progress)
+    target = _report_file(out, report_folder(tokenizer.folder, vae) / "recon.json")
+    source, part = _open_split(data, split)
+    listener = None if recogniser is None else load_recogniser(recogniser, device)
+    voices = None if encoder is None else load_speaker_encoder(encoder, device)
+    rule = normaliser(normalise)
+    chosen = spread(source, num_samples)
+    pairs = _rebuild(tokenizer.model, chosen, target.with_suffix(""), device, progress)
     rate = tokenizer.model.speech.sample_rate
     quality = reconstruction_quality(
-        pairs, len(pairs), rate, installed_metrics(), progress=progress
+        pairs, len(chosen), rate, installed_metrics(), progress=progress
     )
+    warnings = list(quality.warnings)
+    if part == "train":
+        warnings.append(
+            "The tokenizer may have been trained on these recordings: they are of train."
+        )
+        progress.warn(warnings[-1])
     values: dict[str, Any] = dict(quality.values)
     details = quality.to_dict()
     items = read_spoken_items(target.with_suffix(""))
     recordings = [replace(item, file=item.original) for item in items if item.original]
-    if recogniser is not None:
-        listener, rule = load_recogniser(recogniser, device), normaliser(normalise)
+    if listener is not None:
         for name, side in (("recordings", recordings), ("reconstructions", items)):
             report = word_errors(side, listener, rule, progress=progress)
             values[f"wer_{name}"] = report.values["wer"]
             details[f"wer_{name}"] = report.to_dict()
             write_scores(target.with_suffix("") / f"wer-{name}.jsonl", report.rows)
-    if encoder is not None:
-        voices = load_speaker_encoder(encoder, device)
+    if voices is not None:
         similarity = speaker_similarity(items, voices, progress=progress)
         values["sim_original"] = similarity.values.get("sim_original")
         details["sim"] = similarity.to_dict()
     write_scores(target.with_suffix("") / "quality.jsonl", quality.rows)
     details |= {
-        "split": split,
+        "split": part,
         "data": data,
         "vae": str(tokenizer.folder),
         "vae_sha256": tokenizer.sha256,
         "values": values,
+        "warnings": warnings,
     }
     write_json(target, finite(details))
-    figures = values | {"recordings": len(items), "split": split}
+    figures = values | {"recordings": len(items), "split": part}
     files = {"report": str(target), "heard": str(target.with_suffix(""))}
     return Result("Reconstruction of speech", figures, files, details)
 
@@ -216,11 +229,23 @@ def _items(
     items = read_spoken_items(path)[:count]
     if side == "samples":
         return path, items
-    swapped = [(item, item.original if side == "originals" else item.prompt) for item in items]
-    found = [replace(item, file=other) for item, other in swapped if other is not None]
+    swapped = [
+        (item, item.original, item.text)
+        if side == "originals"
+        else (item, item.prompt, item.prompt_text)
+        for item in items
+    ]
+    found = [replace(item, file=file, text=text) for item, file, text in swapped if file and text]
     if not found:
-        raise DataError(f"{path} has no {side} beside its samples.")
+        raise DataError(f"{path} has no {side} with texts beside its samples.")
     return path, found
+
+
+def _report_file(out: Path | None, otherwise: Path) -> Path:
+    """Where a report goes; its scores and its page lie beside it under the same stem."""
+    if out is not None and out.suffix != ".json":
+        raise ConfigError(f"The report {out} must be a .json file.", hint=f"Say --out {out}.json")
+    return out or otherwise
 
 
 def _named(metric: str, side: Side) -> str:
@@ -252,42 +277,43 @@ def _reported(
     return Result(name, figures, files, whole)
 
 
-def _clips(data: str, split: str, count: int | None, progress: Progress) -> list[Clip]:
-    """Readable clips with a text, from all over a part of a data set."""
-    source = open_speech_with_held_out(data)[1] if split == "test" else open_speech(data, split)
-    limits = ClipLimits(needs_text=True)
-    found = []
-    chosen = spread(source, count)
-    for index in range(len(chosen)):
+def name_of_held_out(train: object, held_out: object) -> str:
+    """What a report calls the part that ``train_vae`` holds out."""
+    if held_out is train:
+        return "train"
+    return HELD_OUT if isinstance(held_out, Subset) else "test"
+
+
+def _open_split(data: str, split: str) -> tuple[SpeechSource, str]:
+    """A part of a data set, and what it is called in the report."""
+    if split != "test":
+        return open_speech(data, split), split
+    train, held_out = open_speech_with_held_out(data)
+    return held_out, name_of_held_out(train, held_out)
+
+
+def _rebuild(
+    vae: SigmaVAE, source: SpeechSource, folder: Path, device: torch.device, progress: Progress
+) -> Iterator[AudioPair]:
+    """Encode and decode what is fit and has a text; write both sides and a list of them."""
+    rate, limits = vae.speech.sample_rate, ClipLimits(needs_text=True)
+    vae.to(device)
+    rows: list[dict[str, Any]] = []
+    for index in range(len(source)):
         try:
-            clip = chosen[index]
+            clip = source[index]
             check_clip(clip, limits)
         except DataError as error:
             progress.warn(f"Skipped: {error}")
             continue
-        found.append(clip)
-    if not found:
-        raise DataError(f"{data} has no recording with a transcript in its split {split!r}.")
-    return found
-
-
-def _rebuild_all(
-    vae: SigmaVAE, clips: Sequence[Clip], folder: Path, device: torch.device, progress: Progress
-) -> list[AudioPair]:
-    """Encode and decode clips; write both sides and a list of them."""
-    rate = vae.speech.sample_rate
-    vae.to(device)
-    pairs, rows = [], []
-    with progress.bar("reconstructing", len(clips), "clips") as bar:
-        for number, clip in enumerate(clips):
-            original = prepare(clip, rate)
-            media = torch.from_numpy(original).to(device)[None, None]
-            rebuilt = rebuild(vae, media)[0, 0, : len(original)].clamp(-1.0, 1.0).cpu().numpy()
-            name = f"{number:06d}.wav"
-            write_wav(folder / name, rebuilt, rate)
-            write_wav(folder / "originals" / name, original, rate)
-            pairs.append(AudioPair(name, original, rebuilt))
-            rows.append({"file": name, "text": clip.text, "original": f"originals/{name}"})
-            bar.advance()
+        original = prepare(clip, rate)
+        media = torch.from_numpy(original).to(device)[None, None]
+        rebuilt = rebuild(vae, media)[0, 0, : len(original)].clamp(-1.0, 1.0).cpu().numpy()
+        name = f"{len(rows):06d}.wav"
+        write_wav(folder / name, rebuilt, rate)
+        write_wav(folder / "originals" / name, original, rate)
+        rows.append({"file": name, "text": clip.text, "original": f"originals/{name}"})
+        yield AudioPair(name, original, rebuilt)
+    if not rows:
+        raise DataError(f"{source.name} has no recording with a transcript there.")
     write_text(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    return pairs

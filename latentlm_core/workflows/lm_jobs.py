@@ -39,7 +39,7 @@ class ClassJob:
         if latents.is_ragged:
             raise ConfigError(
                 f"{manifest.name} holds speech, and this recipe is for images of classes.",
-                hint="Name a recipe of speech, such as --recipe speech-digits.",
+                hint="Name a recipe of speech, such as --recipe digit-strings.",
             )
         self._latents, self._config = latents, config
         self.stream = LatentStream(latents, data, config.trainer.seed, read_ahead)

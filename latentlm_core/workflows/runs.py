@@ -13,8 +13,9 @@ from latentlm_core.workflows.workspace import EXPORT, slug
 
 
 def default_recipe(data: str, known: tuple[str, ...], otherwise: str, progress: Progress) -> str:
-    """The recipe named like a data set (``tiny`` for drawn shapes), else the paper's."""
-    name = {"embedded": "tiny"}.get(data.partition(":")[0], data.partition(":")[0])
+    """The recipe named like a data set, or like one of its kind, else the paper's."""
+    name = data.partition(":")[0]
+    name = {"embedded": "tiny", "spoken-digits": "digit-strings"}.get(name, name)
     chosen = name if name in known else otherwise
     progress.note(f"Using the recipe {chosen}")
     return chosen

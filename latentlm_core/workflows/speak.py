@@ -42,7 +42,7 @@ def speak(
     voice_text: str | None = None,
     protocol: Protocol | None = None,
     data: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     seconds: tuple[float, float] | None = None,
     num_samples: int | None = None,
     stream: bool = False,
@@ -66,7 +66,7 @@ def speak(
         voice_text: its transcript; by default that of a .txt beside it, else none.
         protocol: instead of texts: say what ``data`` says, with the voices of this protocol.
         data: of the protocol: a data set of speech with speakers and transcripts.
-        split: of the data.
+        split: of the data; by default ``test``.
         seconds: shortest and longest utterance of the data that is taken.
         num_samples: of each text, or of the data's utterances (all by default).
         stream: write the audio while it is made, and tell how soon and how fast; one sample only.
@@ -88,7 +88,8 @@ def speak(
     Raises:
         LatentLMError: anything that the user can mend.
     """
-    _check_usage(texts, voice, voice_text, protocol, data, seconds)
+    _check_usage(texts, voice, voice_text, protocol, data, split, seconds)
+    split = split or "test"
     where = resolve_device(device)
     loaded = load_generator(find_export(model, "generator", progress), where)
     speaking = Speaking.of(loaded, vae, where, progress)
@@ -121,6 +122,9 @@ def speak(
         run_name_of(model, loaded),
         protocol or _short_name(texts),
         slug(data) if data else "",
+        split if data and split != "test" else "",
+        f"{seconds[0]:g}-{seconds[1]:g}s" if seconds else "",
+        f"n{num_samples}" if protocol and num_samples else "",
         f"voice-{slug(voice.stem)}" if voice else "",
         f"cfg{config.guidance_scale:g}",
         f"steps{config.num_inference_steps}",
@@ -225,18 +229,23 @@ def _check_usage(
     voice_text: str | None,
     protocol: Protocol | None,
     data: str | None,
+    split: str | None,
     seconds: tuple[float, float] | None,
 ) -> None:
     """Refuse settings of which one would be ignored."""
     if protocol is not None:
-        if data is None or texts or voice or voice_text is not None:
+        if data is None:
+            raise ConfigError(f"The protocol {protocol} needs --data, a data set of speech.")
+        if texts or voice or voice_text is not None:
             raise ConfigError(
                 f"The protocol {protocol} takes its texts and voices from --data alone."
             )
     elif not texts:
         raise ConfigError("There is nothing to say: name a --text, or a --protocol and its --data.")
-    elif data is not None or seconds is not None:
-        raise ConfigError("--data and --seconds belong to a --protocol, and there is none.")
+    elif data is not None or split is not None or seconds is not None:
+        raise ConfigError(
+            "--data, --split and --seconds belong to a --protocol, and there is none."
+        )
     elif voice_text is not None and voice is None:
         raise ConfigError("--voice-text is what the recording --voice says, and there is none.")
 

@@ -67,8 +67,10 @@ def tokenize(
         "progress": progress,
     }
     if tokenizer.model.modality == "speech":
-        if flip or crops:
-            raise ConfigError("--flip and --crops are for images; this is a tokenizer of speech.")
+        if flip or crops or num_workers:
+            raise ConfigError(
+                "--flip, --crops and --num-workers are for images; this is a tokenizer of speech."
+            )
         return _speech(tokenizer, folder, batch_size, dry_run, shared)
     views = {"flip": flip, "crops": crops, "batch_size": batch_size, "num_workers": num_workers}
     return _images(tokenizer, folder, LatentViews(0, crops, flip), dry_run, shared | views)

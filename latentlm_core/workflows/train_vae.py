@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from latentlm_core.artifacts import TokenizerExport, save_tokenizer
+from latentlm_core.data.sources import SPEECH_SETS
 from latentlm_core.data.speech_stream import SpeechStream
 from latentlm_core.data.stream import MediaStream
 from latentlm_core.figures import loss_curves
@@ -46,8 +47,9 @@ def train_vae(
     """Train a sigma-VAE, or go on with it, and export it.
 
     Args:
-        data: a data set, as ``data.sources.open_source`` takes it.
-        recipe: a name or a file; by default the one named like the data, else ``imagenet``.
+        data: a data set, as ``open_source`` takes it, or ``open_speech`` for a recipe of speech.
+        recipe: a name or a file; by default the one named like the data, else ``imagenet``, or
+            ``speech-7.5hz`` for a set of recordings.
         overrides: ``KEY=VALUE`` changes to the recipe.
         out: run folder; by default ``runs/vae-DATA``.
         device: auto, cpu, cuda, ...
@@ -60,7 +62,8 @@ def train_vae(
     Raises:
         LatentLMError: anything that the user can mend.
     """
-    chosen = recipe or default_recipe(data, vae_recipe_names(), "imagenet", progress)
+    otherwise = "speech-7.5hz" if data.partition(":")[0] in SPEECH_SETS else "imagenet"
+    chosen = recipe or default_recipe(data, vae_recipe_names(), otherwise, progress)
     config = vae_recipe(chosen, overrides)
     folder = out or workspace() / "runs" / run_name("vae", data, recipe)
     where = resolve_device(device)
