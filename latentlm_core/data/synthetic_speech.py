@@ -22,8 +22,8 @@ from latentlm_core.errors import MissingExtraError
 from latentlm_core.runtime import derive_seed, generator
 
 NUM_SENTENCES = {"train": 800, "test": 100}
-NUM_PHRASES = 400
-"""Beside the sentences of the training part."""
+PHRASES_DRAWN = 400
+"""Of these, the different ones stand beside the sentences of the training part."""
 MARGIN_SECONDS = 0.1
 
 _SLOTS = {
@@ -59,7 +59,7 @@ class HibariSource:
     One American voice at 24 kHz, about 1 to 4 seconds each.
 
     Args:
-        split: `train` (800 sentences and 400 phrases) or `test` (100 other sentences).
+        split: `train` (800 sentences and some 200 phrases) or `test` (100 other sentences).
 
     Raises:
         MissingExtraError: hibari-tts is not installed.
@@ -96,7 +96,7 @@ def sentences() -> tuple[tuple[str, ...], tuple[str, ...]]:
         found[_sentence(len(found), random)] = None
     texts = tuple(found)
     is_test = [index % (len(texts) // NUM_SENTENCES["test"]) == 0 for index in range(len(texts))]
-    phrases = tuple(_phrase(place, random) for place in range(NUM_PHRASES))
+    phrases = tuple({_phrase(place, random): None for place in range(PHRASES_DRAWN)})
     return (
         tuple(text for text, held in zip(texts, is_test, strict=True) if not held) + phrases,
         tuple(text for text, held in zip(texts, is_test, strict=True) if held),

@@ -136,7 +136,7 @@ SPEECH_VAE_RECIPES["hibari"] = _small(
 WORDS = TextConfig(kind="bpe", vocab_size=512, normalise="words")
 
 
-def _small_tts(total_steps: int, text: TextConfig) -> LMRecipe:
+def _small_tts(total_steps: int, text: TextConfig, guidance_scale: float = 2.0) -> LMRecipe:
     """Ten minutes on two CPU cores."""
     return LMRecipe(
         model=LatentLMSize(
@@ -161,7 +161,7 @@ def _small_tts(total_steps: int, text: TextConfig) -> LMRecipe:
             ema_decay=0.995,
         ),
         optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
-        sampler=SamplerConfig(guidance_scale=2.0, num_inference_steps=5),
+        sampler=SamplerConfig(guidance_scale=guidance_scale, num_inference_steps=5),
     )
 
 
@@ -200,6 +200,6 @@ SPEECH_LM_RECIPES: Mapping[str, LMRecipe] = {
         sampler=SamplerConfig(guidance_scale=4.0, num_inference_steps=5),
     ),
     "digit-strings": _small_tts(2400, WORDS),
-    "hibari": _small_tts(1500, WORDS),
+    "hibari": _small_tts(1400, WORDS, guidance_scale=1.5),
     "speech-tiny": _tiny_tts(),
 }
