@@ -34,4 +34,4 @@ def test_the_speech_example_walks_the_whole_path(tmp_path):
     walk("speech.sh", tmp_path)
     assert (tmp_path / "samples/pairs/evaluation/wer/report.html").is_file()
     assert (tmp_path / "samples/pairs/evaluation/wer-originals.json").is_file()
-    assert len(list((tmp_path / "samples").glob("*/spectrograms.png"))) == 3
+    assert len(list((tmp_path / "samples").glob("*/spectrograms.png"))) == 2
