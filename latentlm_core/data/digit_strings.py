@@ -3,7 +3,8 @@
 Notable choices:
     string i is a function of (split, i) alone, and takes come from its own split, so what is held
     out has been heard in no string of the training part;
-    speakers take turns; every digit is drawn on its own, and so is the take of it;
+    speakers take turns, each round begun by the next of them, so that every n-th string is by all
+    of them; every digit is drawn on its own, and so is the take of it;
     takes lose the silence at their ends and get one loudness, as in a string spoken in one go.
 """
 
@@ -53,7 +54,7 @@ class DigitStringSource:
 
     def __getitem__(self, index: int) -> Clip:
         random = generator("digit-strings", self._split, index)
-        speaker = index % len(self.classes)
+        speaker = (index + index // len(self.classes)) % len(self.classes)
         length = _draw(MIN_DIGITS[self._split], MAX_DIGITS, random)
         digits = torch.randint(len(DIGITS), (length,), generator=random).tolist()
         shortest, longest = (round(seconds * self._sample_rate) for seconds in GAP_SECONDS)
