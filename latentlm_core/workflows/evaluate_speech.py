@@ -109,6 +109,11 @@ def evaluate_sim(
     where = _report_file(out, _folder(path) / EVALUATION / "sim.json")
     voices = load_speaker_encoder(encoder, resolve_device(device))
     report = speaker_similarity(items, voices, progress=progress)
+    if _settings(path).get("protocol") == "3s-prefix":
+        progress.warn(
+            "These samples begin with their own prompts, which raises sim_prompt; sim_original is "
+            "the one to compare."
+        )
     return _reported("sim", path, report.to_dict(), report.values, report.rows, where)
 
 
@@ -256,6 +261,13 @@ def _folder(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
+def _settings(path: Path) -> dict[str, Any]:
+    """What ``latentlm sample`` says of its samples; nothing of speech from elsewhere."""
+    file = _folder(path) / "settings.json"
+    found = read_json(file) if file.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
 def _reported(
     name: str,
     path: Path,
@@ -265,10 +277,9 @@ def _reported(
     where: Path,
     page: Path | None = None,
 ) -> Result:
-    settings_path = _folder(path) / "settings.json"
-    settings = read_json(settings_path) if settings_path.is_file() else None
-    model = settings.get("model_sha256") if isinstance(settings, dict) else None
-    whole = {"model_sha256": model, **details, "samples_settings": settings}
+    settings = _settings(path)
+    model = settings.get("model_sha256")
+    whole = {"model_sha256": model, **details, "samples_settings": settings or None}
     write_json(where, finite(whole))
     write_scores(where.with_suffix(".jsonl"), rows)
     files = {"report": str(where), "scores": str(where.with_suffix(".jsonl"))}

@@ -98,6 +98,8 @@ def speak(
     )
     engine = speaking.engine(config)
     heard = None if voice is None else speaking.fit(read_voice(voice, voice_text), progress)
+    if heard is not None and not loaded.config.classes:
+        progress.warn("The model learned from data without speakers, so it follows no voice.")
     lines: Sequence[Line]
     if protocol is None or data is None:
         lines = TextLines(texts, len(texts) * (num_samples or 1), heard)

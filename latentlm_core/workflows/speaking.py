@@ -6,6 +6,7 @@ eight at a time otherwise; both give the same samples, up to the rounding of ker
 Axes: S samples, T latent positions, C latent channels.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -27,6 +28,7 @@ from latentlm_core.tokenizers.streaming import StreamingDecoder
 from latentlm_core.tokenizers.text import TextTokenizer, has_content
 from latentlm_core.workflows.drawing import matching_tokenizer
 from latentlm_core.workflows.watch import (
+    LOOK_BACK_SECONDS,
     REPETITION,
     SILENCE,
     WATCH_EVERY,
@@ -277,9 +279,22 @@ class _Utterance:
             self._sink(samples)
 
     def _verdict(self) -> str | None:
-        said = torch.cat(self._audio[self._num_given :])
-        if is_silent(said, self._speaking.sample_rate):
+        rate = self._speaking.sample_rate
+        said = _end_of(self._audio[self._num_given :], round(LOOK_BACK_SECONDS * rate))
+        if is_silent(said, rate):
             return SILENCE
-        if is_repeating(torch.stack(self._heard), self._speaking.frame_rate):
+        recent = math.ceil(LOOK_BACK_SECONDS * self._speaking.frame_rate)
+        if is_repeating(torch.stack(self._heard[-recent:]), self._speaking.frame_rate):
             return REPETITION
         return None
+
+
+def _end_of(pieces: Sequence[Tensor], length: int) -> Tensor:
+    """The last pieces of audio that make ``length`` samples, or all there are."""
+    taken: list[Tensor] = []
+    for piece in reversed(pieces):
+        taken.append(piece)
+        length -= len(piece)
+        if length <= 0:
+            break
+    return torch.cat(taken[::-1])

@@ -90,6 +90,7 @@ def train_lm(
         "data": manifest.data,
         "statistics": manifest.statistics.to_dict(),
         "tokenizer_sha256": manifest.tokenizer_sha256,
+        "text_sha256": None if job.text is None else job.text.sha256,
     }
     result = Trainer(
         config.trainer,

@@ -31,6 +31,8 @@ REPETITION_SECONDS = (0.3, 2.0)
 """Shortest and longest period of a repetition."""
 MAX_REPETITIONS = 3
 """Times that a period follows itself until that is a repetition."""
+LOOK_BACK_SECONDS = REPETITION_SECONDS[1] * (MAX_REPETITIONS + 1) + 1.0
+"""As much of an utterance as a look needs to see."""
 LIKENESS = 0.9
 """Mean cosine of latents a period apart, from which on they are the same: above that of a word said
 twice, below that of one latent drawn twice from its posterior."""
