@@ -142,7 +142,7 @@ def test_a_repetition_is_as_like_as_the_threshold_says(likeness: float, repeatin
 
 def test_speech_goes_on_after_a_repetition_that_is_over() -> None:
     word = latents(6, "word")
-    assert not is_repeating(torch.cat([*[word] * 6, latents(4, "after")]), FRAME_RATE)
+    assert not is_repeating(torch.cat([*[word] * 6, latents(6, "after")]), FRAME_RATE)
 
 
 def test_different_words_are_no_repetition() -> None:
