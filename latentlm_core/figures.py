@@ -165,15 +165,16 @@ def _spectrograms(
         for level, samples in enumerate(members):
             place = (line * depth + level) * columns + column + 1
             axes = figure.add_subplot(lines * depth, columns, place)
-            axes.specgram(
-                samples.float().numpy() + 1e-7,
-                NFFT=_WINDOW_MS * sample_rate // 1000,
-                Fs=sample_rate,
-                noverlap=_WINDOW_MS * sample_rate // 1250,
-                cmap="magma",
-                vmin=-110,
-                vmax=-30,
-            )
+            with np.errstate(divide="ignore"):  # digital silence has no level
+                axes.specgram(
+                    samples.float().numpy(),
+                    NFFT=_WINDOW_MS * sample_rate // 1000,
+                    Fs=sample_rate,
+                    noverlap=_WINDOW_MS * sample_rate // 1250,
+                    cmap="magma",
+                    vmin=-110,
+                    vmax=-30,
+                )
             axes.tick_params(labelsize=6, length=0)
             if level == 0:
                 shown = title[:48].encode("utf-8", "replace").decode()  # no lone surrogates
