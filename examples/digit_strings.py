@@ -5,8 +5,8 @@
 For each of three frame rates, all of 400 floats a second and at one budget: train a sigma-VAE,
 tokenize, train a LatentLM, say 200 strings of the test takes with another string of the speaker as
 the prompt; measure the recordings, the reconstructions and the samples. Then, at 12.5 Hz: WER by
-solver steps and guidance, streaming, and 1,000 samples for the length bound. Every stage resumes;
-run it again to go on. `small` is for two CPU cores, `full` is sized by estimate for
+solver steps and by guidance, streaming, and how 1,000 strings of the training texts end. Every
+stage resumes; run it again to go on. `small` is for two CPU cores, `full` is sized by estimate for
 half an hour of a GPU. Figures go to results/digit-strings-SCALE.json below this folder.
 """
 
@@ -97,7 +97,7 @@ def more_of_main(scale: str, same: dict[str, Any]) -> dict[str, Any]:
         found["steps"][steps] = wer_of(scale, f"steps{steps}", {"num_inference_steps": steps}, same)
     for cfg in SCALES:
         found["guidance"][cfg] = wer_of(scale, f"cfg{cfg:g}", {"guidance_scale": cfg}, same)
-    _, said = say(MAIN, scale, "endings", NUM_ENDINGS, {}, same)
+    _, said = say(MAIN, scale, "endings", NUM_ENDINGS, {"split": "train"}, same)
     found["endings"] = said.figures
     found["streaming"] = streaming(scale, same)
     return found

@@ -136,8 +136,8 @@ SPEECH_VAE_RECIPES["hibari"] = _small(
 WORDS = TextConfig(kind="bpe", vocab_size=512, normalise="words")
 
 
-def _small_tts(total_steps: int, text: TextConfig, guidance_scale: float = 2.0) -> LMRecipe:
-    """Ten minutes on two CPU cores."""
+def _small_tts(total_steps: int, sampler: SamplerConfig) -> LMRecipe:
+    """Some minutes on two CPU cores."""
     return LMRecipe(
         model=LatentLMSize(
             backbone=TransformerConfig(
@@ -151,7 +151,7 @@ def _small_tts(total_steps: int, text: TextConfig, guidance_scale: float = 2.0) 
             row_length=512,
             curriculum_batches=total_steps * 2 // 3,
             prompt_share=0.5,
-            text=text,
+            text=WORDS,
         ),
         trainer=TrainerConfig(
             total_steps=total_steps,
@@ -161,7 +161,7 @@ def _small_tts(total_steps: int, text: TextConfig, guidance_scale: float = 2.0) 
             ema_decay=0.995,
         ),
         optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
-        sampler=SamplerConfig(guidance_scale=guidance_scale, num_inference_steps=5),
+        sampler=sampler,
     )
 
 
@@ -199,7 +199,7 @@ SPEECH_LM_RECIPES: Mapping[str, LMRecipe] = {
         optimizer=OptimizerConfig(lr=7.5e-4, warmup_steps=10_000),
         sampler=SamplerConfig(guidance_scale=4.0, num_inference_steps=5),
     ),
-    "digit-strings": _small_tts(2400, WORDS),
-    "hibari": _small_tts(1400, WORDS, guidance_scale=1.5),
+    "digit-strings": _small_tts(2400, SamplerConfig(guidance_scale=4.0, num_inference_steps=3)),
+    "hibari": _small_tts(1400, SamplerConfig(guidance_scale=1.5, num_inference_steps=5)),
     "speech-tiny": _tiny_tts(),
 }

@@ -34,9 +34,9 @@ MAX_REPETITIONS = 3
 LOOK_BACK_SECONDS = REPETITION_SECONDS[1] * (MAX_REPETITIONS + 1) + 1.0
 """As much of an utterance as a look needs to see."""
 LIKENESS = 0.75
-"""Mean cosine of latents a period apart, from which on they are the same. Measured at 12.5 latents a
-second on 1,000 spoken digit strings and 988 sentences: no recording reaches it, and 171 of 200 and
-198 of 200 repetitions do whose latents are drawn anew from their posteriors."""
+"""Mean cosine of latents a period apart, from which on they are the same. Measured at 12.5 latents
+a second on 1,000 spoken digit strings and 988 sentences: no recording reaches it, and 171 of 200
+and 198 of 200 repetitions do whose latents are drawn anew from their posteriors."""
 
 
 def max_latents(text: str, bounds: SpeechBounds) -> int:
