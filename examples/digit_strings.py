@@ -33,6 +33,8 @@ FULL = {
 SMALL: dict[str, list[str]] = {"vae": [], "lm": []}
 DATA = "digit-strings"
 NUM_STRINGS, NUM_ENDINGS = 200, 1000
+PAPER: dict[str, Any] = {"guidance_scale": 4.0, "num_inference_steps": 3}
+"""CFG 4 and 3 to 5 steps are the paper's; the two walks are around CFG 2 and 5 steps."""
 STEPS, SCALES = (1, 2, 3, 5, 10), (1.0, 1.5, 3.0, 4.0)
 MAIN = "12hz"
 JUDGE: dict[str, Any] = {"normalise": "spoken-digits"}
@@ -75,7 +77,7 @@ def by_model(
     lm = workflows.train_lm(
         data=str(latents), recipe=DATA, overrides=changes["lm"], out=lm_run, **same
     )
-    folder, said = say(model, scale, "main", NUM_STRINGS, {}, same)
+    folder, said = say(model, scale, "main", NUM_STRINGS, PAPER, same)
     wer = workflows.evaluate_wer(samples=folder, **JUDGE, **same)
     recordings = workflows.evaluate_wer(samples=folder, side="originals", **JUDGE, **same)
     sim = workflows.evaluate_sim(samples=folder, **same)
@@ -94,10 +96,12 @@ def more_of_main(scale: str, same: dict[str, Any]) -> dict[str, Any]:
     """Steps, guidance, endings and streaming."""
     found: dict[str, Any] = {"steps": {}, "guidance": {}}
     for steps in STEPS:
-        found["steps"][steps] = wer_of(scale, f"steps{steps}", {"num_inference_steps": steps}, same)
+        walk = {"guidance_scale": 2.0, "num_inference_steps": steps}
+        found["steps"][steps] = wer_of(scale, f"steps{steps}", walk, same)
     for cfg in SCALES:
-        found["guidance"][cfg] = wer_of(scale, f"cfg{cfg:g}", {"guidance_scale": cfg}, same)
-    _, said = say(MAIN, scale, "endings", NUM_ENDINGS, {"split": "train"}, same)
+        walk = {"guidance_scale": cfg, "num_inference_steps": 5}
+        found["guidance"][cfg] = wer_of(scale, f"cfg{cfg:g}", walk, same)
+    _, said = say(MAIN, scale, "endings", NUM_ENDINGS, PAPER | {"split": "train"}, same)
     found["endings"] = said.figures
     found["streaming"] = streaming(scale, same)
     return found
@@ -117,7 +121,9 @@ def streaming(scale: str, same: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for number, text in enumerate(("three one four", "one five nine two six", "five three five")):
         out = Path("samples") / f"digits-{scale}-stream-{number}"
-        said = workflows.speak(texts=[text], stream=True, model=str(lm_run), out=out, **same)
+        said = workflows.speak(
+            texts=[text], stream=True, model=str(lm_run), out=out, **PAPER, **same
+        )
         rows.append(dict(said.figures))
     return rows[1:]
 
