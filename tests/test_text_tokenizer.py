@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from latentlm_core.errors import CorruptFileError, DataError
 from latentlm_core.tokenizers.text import (
-    MAX_TOKEN_BYTES,
     Marks,
     TextConfig,
     TextTokenizer,
@@ -20,6 +19,7 @@ from latentlm_core.tokenizers.text import (
     normalise,
     train_bpe,
 )
+from latentlm_core.tokenizers.text_bytes import MAX_TOKEN_BYTES
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 BPE_320 = TextConfig(kind="bpe", vocab_size=320)
@@ -250,6 +250,12 @@ def test_a_file_gives_the_same_tokenizer(tokenizer):
     assert again.encode("three x") == tokenizer.encode("three x")
 
 
+def test_the_digests_of_exports_that_are_there_stay():
+    bpe = TextTokenizer(TextConfig(kind="bpe"), [(97, 98), (256, 99)])
+    digests = [tokenizer.sha256[:16] for tokenizer in (BYTES, bpe)]
+    assert digests == ["7d3fa391663999d4", "77c6733973e302cc"]
+
+
 def document(**changes):
     plain = {"format": "latentlm-text", "version": 1, "config": {"kind": "bpe"}, "merges": []}
     return json.dumps(plain | changes)
@@ -265,7 +271,7 @@ def document(**changes):
         ('{"a\\n\\u202e": 1, "config": {}}', r"a\\n\\u202e"),
         (document(format="other"), "'format'.*latentlm-text"),
         (document(version=2), "'version'.*should be 1"),
-        (document(config={"kind": "words"}), "'config.kind'.*'bytes' or 'bpe'"),
+        (document(config={"kind": "words"}), "'config.kind'.*'bytes', 'bpe', 'library'"),
         (document(config={"kind": "bytes"}, merges=[[1, 2]]), "bytes has no merges"),
         (document(config={"kind": "bpe", "vocab_size": 256}, merges=[[1, 2]]), "257 text ids"),
         (document(merges=[[1, 256]]), "not made before it"),
