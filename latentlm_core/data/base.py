@@ -5,7 +5,7 @@ A source is finite and read at random: shuffling, sharding and resuming are arit
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,13 @@ Samples = npt.NDArray[np.float32]
 """Audio (S,), one channel, in [-1, 1]."""
 
 
+class Question(NamedTuple):
+    """What may be asked of an image, and what is true of it."""
+
+    question: str
+    answer: str
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One item of a source.
@@ -27,14 +34,16 @@ class Example:
     Attributes:
         image: uint8 (H, W, 3), RGB, of the size that it has in the source.
         label: index into the source's classes, None where there is none.
-        caption: what the item shows, in words.
+        caption: what the item shows, in words; each of several lines is a caption of its own.
         key: name of the item inside its source, the same on every machine.
+        questions: what may be asked of it.
     """
 
     image: Image
     label: int | None
     caption: str | None
     key: str
+    questions: tuple[Question, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,9 @@ def _encode(tokenizer: SigmaVAE, batch: Decoded, device: torch.device) -> Encode
     if log_variance is not None:
         log_variance = _by_variant(log_variance, views.shape[1])
     lengths = torch.full((len(batch.keys),), posterior.mean.shape[1])
-    return Encoded(mean, log_variance, lengths, batch.labels, batch.captions, batch.keys)
+    return Encoded(
+        mean, log_variance, lengths, batch.labels, batch.captions, batch.keys, batch.questions
+    )
 
 
 def _by_variant(latents: Tensor, num_variants: int) -> Tensor:

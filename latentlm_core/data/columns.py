@@ -5,20 +5,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from latentlm_core.data.base import Example
+from latentlm_core.data.annotations import as_caption, as_question
+from latentlm_core.data.base import Example, Question
 from latentlm_core.data.media import read_image
 from latentlm_core.errors import DataError, did_you_mean
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 CAPTION_COLUMNS = ("text", "caption", "captions", "description", "prompt")
+QUESTIONS_COLUMN = "questions"
+QUESTION_COLUMNS = "question", "answer"
 SPLITS = {"train": ("train",), "test": ("validation", "valid", "val", "test")}
 
 
 class ColumnSource:
-    """A table with an image column, and labels and captions where it has such columns.
+    """A table with an image column; labels, captions and questions where it has such columns.
 
     The image is the first column of that type; the label is the column of a usual name, else the
-    first of class labels; keys are row numbers.
+    first of class labels; a caption is a text or a list of texts; questions are a column of
+    {question, answer}, or one of questions beside one of answers, where an answer may be a list,
+    of which the most frequent one counts; keys are row numbers.
 
     Args:
         table: a ``datasets.Dataset``.
@@ -38,10 +43,11 @@ class ColumnSource:
             raise DataError(f"{name} has no image column; it has: {', '.join(features)}.")
         self._image = images[0]
         self._label = _label_column(features)
-        self._caption = next((key for key in CAPTION_COLUMNS if is_text(features.get(key))), None)
+        self._caption = next((key for key in CAPTION_COLUMNS if _is_texts(features.get(key))), None)
+        self._asked = _question_columns(features)
         self.classes = self._class_names(table)
-        wanted = [key for key in (self._image, self._label, self._caption) if key is not None]
-        self._table = table.select_columns(wanted).cast_column(
+        wanted = {self._image, self._label, self._caption, *self._asked} - {None}
+        self._table = table.select_columns([key for key in features if key in wanted]).cast_column(
             self._image, datasets.Image(decode=False)
         )
 
@@ -56,8 +62,19 @@ class ColumnSource:
             raise DataError(f"{key} cannot be read: {error}.") from None
         cell = row[self._image] or {}
         content = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else b"")
-        caption = row[self._caption] if self._caption else None
-        return Example(read_image(content, key), self._checked_label(row, key), caption, key)
+        caption = as_caption(row[self._caption]) if self._caption else None
+        label = self._checked_label(row, key)
+        return Example(read_image(content, key), label, caption, key, self._questions(row))
+
+    def _questions(self, row: dict[str, Any]) -> tuple[Question, ...]:
+        match self._asked:
+            case ():
+                return ()
+            case (column,):
+                pairs = [(item["question"], item["answer"]) for item in row[column] or () if item]
+            case question, answer:
+                pairs = [(row[question], row[answer])]
+        return tuple(found for pair in pairs if (found := as_question(*pair)))
 
     def _class_names(self, table: Any) -> tuple[str, ...]:
         if self._label is None:
@@ -178,6 +195,27 @@ def _quiet() -> Iterator[Any]:
     finally:
         if not was_off:
             datasets.enable_progress_bars()
+
+
+def _is_texts(kind: Any) -> bool:
+    """Whether a feature is a string or a list of strings."""
+    import datasets
+
+    lists = datasets.List, datasets.LargeList
+    return is_text(kind.feature if isinstance(kind, lists) else kind)
+
+
+def _question_columns(features: dict[str, Any]) -> tuple[str, ...]:
+    """The column of lists of questions and answers, or the two of one each, or none."""
+    cell = getattr(features.get(QUESTIONS_COLUMN), "feature", None)
+    if isinstance(cell, dict) and _are_asked(cell):
+        return (QUESTIONS_COLUMN,)
+    return QUESTION_COLUMNS if _are_asked(features) else ()
+
+
+def _are_asked(features: dict[str, Any]) -> bool:
+    question, answer = (features.get(key) for key in QUESTION_COLUMNS)
+    return is_text(question) and _is_texts(answer)
 
 
 def _label_column(features: dict[str, Any]) -> str | None:

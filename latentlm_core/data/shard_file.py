@@ -8,6 +8,8 @@ A shard of n examples holds, as safetensors:
     label           (n,)        -1 where there is none
     key, caption                UTF-8 bytes of all texts, one after the other, with
     key_offsets, caption_offsets    (n + 1,); an absent caption is an empty one
+    questions, questions_offsets    likewise, where any example has questions: a JSON list of
+                                    [question, answer] for each example, nothing for none
 
 P is the sum of the examples' lengths: n * T where all have T positions, and then (V, P, C) folds to
 (V, n, T, C) without a copy. Noise and normalisation are no part of a shard: they are applied when
@@ -16,6 +18,7 @@ a batch is made.
 Axes: V variants, n examples, T latent positions of one, P of all, C latent channels.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +26,11 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from latentlm_core import files
+from latentlm_core.data.base import Question
 from latentlm_core.data.manifest import LatentPlan, LatentSums, Manifest, ShardEntry, shard_name
 from latentlm_core.errors import CorruptFileError, DataError
 from latentlm_core.tokenizers.base import PosteriorKind
@@ -42,6 +47,7 @@ class Encoded:
         labels: (n,) int64.
         captions: n texts, None where there is none.
         keys: n keys.
+        questions: n tuples; may be left out where no example has any.
     """
 
     mean: Tensor
@@ -50,6 +56,7 @@ class Encoded:
     labels: Tensor
     captions: tuple[str | None, ...]
     keys: tuple[str, ...]
+    questions: tuple[tuple[Question, ...], ...] = ()
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -69,6 +76,9 @@ class Encoded:
             labels=torch.cat([no_numbers, *(part.labels for part in parts)]),
             captions=tuple(caption for part in parts for caption in part.captions),
             keys=tuple(key for part in parts for key in part.keys),
+            questions=tuple(
+                asked for part in parts for asked in part.questions or ((),) * len(part)
+            ),
         )
 
 
@@ -98,6 +108,11 @@ def write_shard(folder: Path, plan: LatentPlan, number: int, encoded: Encoded) -
     }
     if log_variance is not None:
         tensors["log_variance"] = log_variance
+    if any(encoded.questions):
+        cells = [
+            json.dumps(asked, ensure_ascii=False) if asked else "" for asked in encoded.questions
+        ]
+        tensors["questions"], tensors["questions_offsets"] = _pack(cells)
     path = folder / shard_name(number)
     files.write_safetensors(path, tensors)
     return ShardEntry(
@@ -125,6 +140,7 @@ class Shard:
         offsets: (n + 1,) int64, where each example begins among the P positions, and the end.
         labels: (n,) int64.
         keys, captions: n texts by index.
+        has_captions, has_questions: whether any example has a caption, a question.
 
     Raises:
         CorruptFileError: the file cannot be read or is not what the manifest says.
@@ -149,6 +165,25 @@ class Shard:
             raise CorruptFileError(f"{self._path}: a label is none of the classes.")
         self.keys = self._texts("key")
         self.captions = self._texts("caption")
+        self.has_captions = self.captions.num_bytes > 0
+        is_asked = not self._tensors.keys().isdisjoint(_QUESTION_NAMES)
+        self._questions = self._texts("questions") if is_asked else None
+        self.has_questions = self._questions is not None and self._questions.num_bytes > 0
+
+    def questions(self, place: int) -> tuple[Question, ...]:
+        """What may be asked of an example.
+
+        Raises:
+            CorruptFileError: it is no list of questions and answers.
+        """
+        if self._questions is None or not (cell := self._questions[place]):
+            return ()
+        try:
+            return _QUESTIONS.validate_json(cell)
+        except ValidationError:
+            raise CorruptFileError(
+                f"{self._path}: questions {place} is no list of questions and answers."
+            ) from None
 
     def _map(self) -> dict[str, Tensor]:
         try:
@@ -187,9 +222,13 @@ class Texts:
         content: all bytes.
         offsets: where each text begins, and the end.
         where: the file, for messages.
+
+    Attributes:
+        num_bytes: of all of them.
     """
 
     def __init__(self, content: Tensor, offsets: Tensor, where: str) -> None:
+        self.num_bytes = content.numel()
         self._content = content.numpy()
         self._offsets = offsets.numpy()
         self._where = where
@@ -203,10 +242,13 @@ class Texts:
 
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
+_QUESTION_NAMES = {"questions", "questions_offsets"}
 _NAMES = {
     *("mean", "log_variance", "offsets", "label"),
     *("key", "key_offsets", "caption", "caption_offsets"),
+    *_QUESTION_NAMES,
 }
+_QUESTIONS = TypeAdapter(tuple[Question, ...], config=ConfigDict(strict=True))
 
 
 def _pack(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -214,6 +256,10 @@ def _pack(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     offsets = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
     content = np.frombuffer(b"".join(parts), np.uint8).copy()
     return torch.from_numpy(content), offsets
+
+
+def _as_json(questions: Sequence[Question]) -> str:
+    return json.dumps(questions, ensure_ascii=False) if questions else ""
 
 
 def _check_finite(values: Tensor | None, offsets: Tensor, keys: Sequence[str], dtype: str) -> None:

