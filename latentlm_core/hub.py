@@ -47,12 +47,15 @@ def is_hub_id(text: str) -> bool:
     return _REPOSITORY.fullmatch(text) is not None and not Path(text).parent.exists()
 
 
-def download(repo_id: str, offline: bool = False) -> Path:
+def download(
+    repo_id: str, offline: bool = False, patterns: Sequence[str] = ALLOWED_PATTERNS
+) -> Path:
     """Fetch a repository's export into the hub's cache, or find it there.
 
     Args:
         repo_id: ``ORG/NAME``, with or without ``hf:``.
         offline: use the cache alone (so does HF_HUB_OFFLINE=1).
+        patterns: of the names of the files that are fetched.
 
     Returns:
         The local folder.
@@ -65,9 +68,7 @@ def download(repo_id: str, offline: bool = False) -> Path:
 
     name = repository_name(repo_id)
     try:
-        folder = snapshot_download(
-            name, allow_patterns=list(ALLOWED_PATTERNS), local_files_only=offline
-        )
+        folder = snapshot_download(name, allow_patterns=list(patterns), local_files_only=offline)
     except Exception as error:  # the library and its transport share no base class
         raise _refusal(name, error) from error
     if not (Path(folder) / "config.json").is_file():

@@ -11,13 +11,10 @@ Notable choices:
     weights become float32, as all exports have them, whatever they were published in.
 """
 
-import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import safetensors
 import torch
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from torch import Tensor
@@ -25,25 +22,22 @@ from torch import Tensor
 from latentlm_core.artifacts import TokenizerExport, save_tokenizer
 from latentlm_core.config import Config, build
 from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError
-from latentlm_core.files import CONFIG_FILE, WEIGHTS_FILE, read_json, sha256_file
+from latentlm_core.files import CONFIG_FILE, read_json, sha256_file
 from latentlm_core.published import vibevoice_tokenizer_weights
 from latentlm_core.runtime import versions
 from latentlm_core.tokenizers.base import LatentPosteriorConfig, PosteriorKind
 from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.tokenizers.sigma_vae import SigmaVAE, SigmaVAEConfig
 from latentlm_core.tokenizers.speech import CausalConvConfig
+from latentlm_core.weight_files import WeightFiles
 
 MODEL_TYPE = "vibevoice_acoustic_tokenizer"
 """What the config.json of the tokenizer alone says of itself."""
 NESTED = "acoustic_tokenizer_config"
 """Where the config.json of a whole model keeps the same."""
-INDEX_FILE = "model.safetensors.index.json"
-"""Which shard holds which tensor."""
 
 _HALVES = ("encoder", "decoder")
 _PREFIXES = ("model.acoustic_tokenizer.", "acoustic_tokenizer.", "")
-_PLAIN = re.compile(r"[\w.-]+\.safetensors")
-_DTYPES = ("F32", "F16", "BF16")
 _WHOLE_HINT = "microsoft/VibeVoice-1.5B holds both halves, under the published names."
 _KINDS = {
     "gaussian": PosteriorKind.GAUSSIAN,
@@ -227,77 +221,25 @@ def _read_config(folder: Path) -> SigmaVAEConfig:
 
 def _read_weights(folder: Path) -> tuple[list[str], dict[str, Tensor]]:
     """Names of the files that were read, and the tokenizer's tensors without their prefix."""
-    listing, places = _places(folder)
-    own = _own_names(places)
+    weights = WeightFiles.in_folder(folder)
+    own = _own_names(weights.places)
     for half in _HALVES:
-        if not any(name.startswith(f"{half}.") for name in own):
+        if not any(name.startswith(f"{half}.") for name in own.values()):
             raise ArtifactError(
                 f"{folder} holds no {half} of the acoustic tokenizer.", hint=_WHOLE_HINT
             )
-    tensors: dict[str, Tensor] = {}
-    shards = sorted({places[name] for name in own.values()})
-    for shard in shards:
-        names = {name: whole for name, whole in own.items() if places[whole] == shard}
-        tensors |= _read_tensors(folder / shard, names)
-    return [*listing, *shards], tensors
-
-
-def _places(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Names of the index, if there is one, and of the file of each tensor."""
-    if (folder / WEIGHTS_FILE).is_file():
-        return [], dict.fromkeys(_tensor_names(folder / WEIGHTS_FILE), WEIGHTS_FILE)
-    path = folder / INDEX_FILE
-    if not path.is_file():
-        raise ArtifactError(f"{folder} holds no weights: neither {WEIGHTS_FILE} nor {INDEX_FILE}.")
-    index = read_json(path)
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict):
-        raise CorruptFileError(f"{path} has no weight_map of tensors and their files.")
-    for place in places.values():
-        if not isinstance(place, str) or _PLAIN.fullmatch(place) is None:
-            raise CorruptFileError(
-                f"{path} names {place!r}, which is not a safetensors file of the folder itself."
-            )
-    return [INDEX_FILE], places
+    tensors = {own[name]: tensor for name, tensor in weights.tensors(own)}
+    return weights.files(own), tensors
 
 
 def _own_names(names: Collection[str]) -> dict[str, str]:
-    """Names of the tokenizer's tensors in the files, by those without their prefix."""
+    """Names of the tokenizer's tensors without their prefix, by those in the files."""
     for prefix in _PREFIXES:
         starts = tuple(f"{prefix}{half}." for half in _HALVES)
-        own = {name.removeprefix(prefix): name for name in names if name.startswith(starts)}
+        own = {name: name.removeprefix(prefix) for name in names if name.startswith(starts)}
         if own:
             return own
     return {}
-
-
-def _tensor_names(path: Path) -> list[str]:
-    with _opened(path) as file:
-        return list(file.keys())
-
-
-def _read_tensors(path: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Tensors of a file, as float32; ``names`` has their names in the file by those wanted."""
-    with _opened(path) as file:
-        for name in names.values():
-            dtype = file.get_slice(name).get_dtype()
-            if dtype not in _DTYPES:
-                raise ArtifactError(
-                    f"{path}: {name} is stored as {dtype}, where one of {', '.join(_DTYPES)} is "
-                    "wanted."
-                )
-        return {short: file.get_tensor(name).float() for short, name in names.items()}
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    if not path.is_file():
-        raise ArtifactError(f"There is no file {path}.")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            yield file
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CorruptFileError(f"{path} is damaged or no safetensors file ({error}).") from None
 
 
 def _assign(model: SigmaVAE, weights: dict[str, Tensor], folder: Path) -> None:

@@ -1,11 +1,14 @@
 """The backbone: a causal Transformer that does not know what its vectors mean.
 
-Pre-norm RMSNorm, SwiGLU, rotary positions, no biases, as published. Notable: residual
+Pre-norm RMSNorm, SwiGLU, rotary positions, no biases, as published; biases and norms of queries
+and keys are there for language models that have them (Qwen2, Qwen3). Notable: residual
 out-projections start 1 / sqrt(2 * num_layers) smaller than PyTorch's default (the published code
 leaves them), so that deep stacks start with unit-scale streams.
 
 Axes: B rows, L positions, D hidden, H head dim.
 """
+
+from typing import Annotated
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -24,7 +27,7 @@ class TransformerConfig(Config):
     num_layers: int = Field(ge=1)
     """Number of blocks."""
     num_heads: int = Field(ge=1)
-    """Query heads; must divide hidden_size into an even head size."""
+    """Query heads; where head_size is none they must divide hidden_size into an even one."""
     num_kv_heads: int | None = None
     """Key and value heads, a divisor of num_heads; none: as many as num_heads."""
     intermediate_size: int = Field(ge=1)
@@ -37,10 +40,16 @@ class TransformerConfig(Config):
     """Added to the mean square in each norm."""
     norm_affine: bool = False
     """Whether norms carry a weight."""
+    head_size: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
+    """Width of a head; none: hidden_size over num_heads."""
+    qkv_bias: bool = False
+    """Whether queries, keys and values have a bias, as in Qwen2."""
+    qk_norm: bool = False
+    """Whether queries and keys pass a norm with a weight before they are turned, as in Qwen3."""
 
     @model_validator(mode="after")
     def _check(self) -> "TransformerConfig":
-        if self.hidden_size % (2 * self.num_heads):
+        if self.head_size is None and self.hidden_size % (2 * self.num_heads):
             raise ValueError(
                 f"hidden_size {self.hidden_size} over num_heads {self.num_heads} must be even"
             )
@@ -58,7 +67,7 @@ class TransformerConfig(Config):
     @property
     def head_dim(self) -> int:
         """H."""
-        return self.hidden_size // self.num_heads
+        return self.head_size or self.hidden_size // self.num_heads
 
 
 class Block(nn.Module):
@@ -68,7 +77,14 @@ class Block(nn.Module):
         super().__init__()
         norm = (config.hidden_size, config.norm_eps, config.norm_affine)
         self.attention_norm = RMSNorm(*norm)
-        self.attention = Attention(config.hidden_size, config.num_heads, config.kv_heads)
+        self.attention = Attention(
+            config.hidden_size,
+            config.num_heads,
+            config.kv_heads,
+            config.head_dim,
+            config.qkv_bias,
+            config.norm_eps if config.qk_norm else None,
+        )
         self.feed_forward_norm = RMSNorm(*norm)
         self.feed_forward = SwiGLU(config.hidden_size, config.intermediate_size)
 

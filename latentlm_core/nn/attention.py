@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentlm_core.layout import AttentionMask
-from latentlm_core.nn.layers import rotate
+from latentlm_core.nn.layers import RMSNorm, rotate
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -65,6 +65,10 @@ class KVCache:
         """Count the positions that every layer has stored."""
         self.length += num_positions
 
+    def rewind(self, num_positions: int) -> None:
+        """Forget the latest positions: what comes next stands where they stood."""
+        self.length -= num_positions
+
     def positions(self, num_new: int) -> Tensor:
         """Rotary positions of the next L inputs, (1, L) or (B, L)."""
         device = self._store.device
@@ -86,6 +90,35 @@ class KVCache:
         real = columns >= self.padding[:, None, None]
         return AttentionMask(allowed=(allowed & (real | own)).unsqueeze(1))
 
+    def free_mask(self, num_new: int) -> AttentionMask:
+        """The next L inputs all see what is stored and one another."""
+        if self.padding is None:
+            return AttentionMask()
+        columns = torch.arange(self.length + num_new, device=self._store.device)
+        return AttentionMask(allowed=(columns >= self.padding[:, None])[:, None, None])
+
+    def read(self, row: int) -> Tensor:
+        """A copy of what one row has stored, (layers, 2, 1, K, length, H)."""
+        return self._store[:, :, row : row + 1, :, : self.length].clone()
+
+    def begin(self, rows: Tensor, before: Tensor) -> None:
+        """Let some rows begin anew, as if they had read nothing but ``before``.
+
+        Args:
+            rows: (B',) indices.
+            before: (layers, 2, 1, K, P, H) keys and values that ``read`` copied, of positions 0 to
+                P - 1; P is at most ``length``.
+        """
+        start = self.length - before.shape[4]
+        self._store[:, :, rows, :, start : self.length] = before
+        num_rows = self._store.shape[2]
+        if self.padding is None:
+            self.padding = torch.zeros(num_rows, dtype=torch.int64, device=self._store.device)
+        if self.shift is None:
+            self.shift = torch.zeros(num_rows, device=self._store.device)
+        self.padding[rows] = start
+        self.shift[rows] = -float(start)
+
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the rows, (B',) indices."""
         self._store = self._store[:, :, rows]
@@ -96,21 +129,37 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention without biases.
+    """Multi-head self-attention; its output has no bias.
 
     Args:
         hidden_size: D.
-        num_heads: N; D must be a multiple.
+        num_heads: N.
         num_kv_heads: K; N must be a multiple (grouped-query attention).
+        head_dim: H; none: D / N.
+        qkv_bias: whether queries, keys and values have one (Qwen2).
+        qk_norm_eps: queries and keys pass a norm over H with a weight before they are turned
+            (Qwen3), with this added to the mean square; none: there is no such norm.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, num_kv_heads: int) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int | None = None,
+        qkv_bias: bool = False,
+        qk_norm_eps: float | None = None,
+    ) -> None:
         super().__init__()
-        self.head_dim = hidden_size // num_heads
+        self.head_dim = head_dim or hidden_size // num_heads
         self.num_kv_heads = num_kv_heads
-        self.sizes = [hidden_size, *[num_kv_heads * self.head_dim] * 2]
-        self.qkv = nn.Linear(hidden_size, sum(self.sizes), bias=False)
-        self.out = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.sizes = [num_heads * self.head_dim, *[num_kv_heads * self.head_dim] * 2]
+        self.qkv = nn.Linear(hidden_size, sum(self.sizes), bias=qkv_bias)
+        self.out = nn.Linear(self.sizes[0], hidden_size, bias=False)
+        self.query_norm, self.key_norm = (
+            None if qk_norm_eps is None else RMSNorm(self.head_dim, qk_norm_eps, affine=True)
+            for _ in range(2)
+        )
 
     def forward(
         self,
@@ -136,6 +185,8 @@ class Attention(nn.Module):
             part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for part in self.qkv(x).split(self.sizes, dim=-1)
         )
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
