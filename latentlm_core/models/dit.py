@@ -76,7 +76,7 @@ class DiTConfig(DiTSize):
 class DiTBlock(nn.Module):
     """Attention and feed-forward, each modulated and gated by the condition."""
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTSize) -> None:
         super().__init__()
         hidden = config.hidden_size
         self.attention_norm = RMSNorm(hidden, config.norm_eps)

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentlm_core.config import Config
+from latentlm_core.diffusion import NoiseSchedule
 from latentlm_core.layout import Kind, SequenceLayout
 from latentlm_core.models.heads import DiffusionHead, DiffusionHeadConfig
 from latentlm_core.models.transformer import Transformer, TransformerConfig
@@ -86,6 +87,21 @@ class LatentLM(nn.Module):
             self.text_norm = RMSNorm(hidden, config.backbone.norm_eps, affine=True)
             self.text_head = nn.Linear(hidden, config.vocab_size, bias=False)
             nn.init.normal_(self.text_head.weight, std=0.02)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise law of the latents."""
+        return self.head.schedule
+
+    @property
+    def noise_repeats(self) -> int:
+        """R: errors of each latent in ``forward``."""
+        return self.config.head.noise_repeats
+
+    @property
+    def predicts_text(self) -> bool:
+        """Whether a softmax head is there."""
+        return self.config.predicts_text
 
     def embed(self, ids: Tensor, latents: Tensor, kind: Tensor) -> Tensor:
         """Vectors to feed in.
