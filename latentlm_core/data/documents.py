@@ -79,10 +79,18 @@ class DocumentBuilder:
             self._append(values, latents, Kind.TEXT, what, -1, position)
         return self
 
-    def latents(self, values: Tensor, go_on: int, learn: bool = True) -> Self:
-        """Append a run of latents (T, C), each predicted together with the mark ``go_on``."""
-        ids = torch.full((len(values),), go_on)
-        what = Kind.TEXT | Kind.LATENT if learn else Kind.NOTHING
+    def latents(self, values: Tensor, go_on: int | None = None, learn: bool = True) -> Self:
+        """Append a run of latents.
+
+        Args:
+            values: (T, C).
+            go_on: the mark that is predicted beside each, where the model is to say how many there
+                are; None where their number is known.
+            learn: whether they are predicted.
+        """
+        ids = torch.full((len(values),), go_on or 0)
+        beside = Kind.NOTHING if go_on is None else Kind.TEXT
+        what = Kind.LATENT | beside if learn else Kind.NOTHING
         position = self._advance(len(values))
         self._append(ids, values, Kind.LATENT, what, self._num_spans, position)
         self._num_spans += 1
@@ -120,7 +128,15 @@ def pack(documents: Sequence[Document], row_length: int) -> SequenceBatch:
     Raises:
         DataError: a document is longer than a row.
     """
-    rows = _first_fit(documents, row_length)
+    return _lay_out(_first_fit(documents, row_length), documents)
+
+
+def pad(documents: Sequence[Document]) -> SequenceBatch:
+    """Give every document a row of its own, in the order given."""
+    return _lay_out([[document] for document in documents], documents)
+
+
+def _lay_out(rows: Sequence[Sequence[Document]], documents: Sequence[Document]) -> SequenceBatch:
     length = max(sum(map(len, row)) for row in rows)
     shape, channels = (len(rows), length), documents[0].latents.shape[1]
     ids, kind, learn = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))

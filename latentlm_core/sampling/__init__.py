@@ -2,39 +2,59 @@
 
 latent_lm    a known number of latents, one after the other
 spans        latents until the model says that they end
+pages        words, and images where the model or the prompt lets one begin
+transfusion  words, and all latents of an image at once
 dit          all latents of an image at once
 """
 
 from latentlm_core.errors import ConfigError
 from latentlm_core.models.dit import DiT
 from latentlm_core.models.latent_lm import LatentLM
+from latentlm_core.models.transfusion import Transfusion
 from latentlm_core.sampling.base import Engine, Noise, Request, SamplerConfig, draw_noise
 from latentlm_core.sampling.dit import DiTEngine
 from latentlm_core.sampling.latent_lm import LatentLMEngine
-from latentlm_core.sampling.spans import Prompt, Span, SpanEngine, SpanRequest
+from latentlm_core.sampling.pages import (
+    Page,
+    PageEngine,
+    PageListener,
+    PageRequest,
+)
+from latentlm_core.sampling.prompts import Prompt
+from latentlm_core.sampling.spans import Span, SpanEngine, SpanRequest
+from latentlm_core.sampling.transfusion import TransfusionEngine
+from latentlm_core.sampling.words import TextSamplerConfig
 
 __all__ = [
     "DiTEngine",
     "Engine",
     "LatentLMEngine",
     "Noise",
+    "Page",
+    "PageEngine",
+    "PageListener",
+    "PageRequest",
     "Prompt",
     "Request",
     "SamplerConfig",
     "Span",
     "SpanEngine",
     "SpanRequest",
+    "TextSamplerConfig",
+    "TransfusionEngine",
     "draw_noise",
     "make_engine",
 ]
 
 
-def make_engine(model: LatentLM | DiT, config: SamplerConfig) -> Engine:
-    """The engine that fits a model.
+def make_engine(model: LatentLM | Transfusion | DiT, config: SamplerConfig) -> Engine:
+    """The engine of images of classes that fits a model.
 
     Raises:
-        ConfigError: the settings do not fit it.
+        ConfigError: the settings do not fit it, or it is a model of text and images.
     """
+    if isinstance(model, Transfusion):
+        raise ConfigError("A Transfusion takes prompts of text and images, not classes.")
     if isinstance(model, LatentLM):
         return LatentLMEngine(model, config)
     if config.guidance_schedule != "constant":

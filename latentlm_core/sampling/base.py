@@ -1,9 +1,9 @@
-"""What engines share: settings, requests, and the noise that a request's seed decides.
+"""What engines share: settings, requests, the draw of a latent, and the noise that a seed decides.
 
 Every request brings its own seed, and its noise is drawn on the host from that seed alone, so a
 sample is the same alone, in any batch and on any device (up to the rounding of its kernels).
 
-Axes: B requests, T latent positions, C latent channels, S solver steps.
+Axes: B requests, T latent positions, C latent channels, D hidden, S solver steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from latentlm_core.config import Config
-from latentlm_core.diffusion import Solver
-from latentlm_core.runtime import generator
+from latentlm_core.diffusion import Solver, solver_grid
+from latentlm_core.models.latent_lm import LatentLM
+from latentlm_core.runtime import evaluating, generator
 
 
 class SamplerConfig(Config):
@@ -63,6 +64,14 @@ class Seeded(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Draws:
+    """A ``Seeded`` of its own: of a request that says in other words how much it draws."""
+
+    num_latents: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Noise:
     """All the randomness of B requests.
 
@@ -87,6 +96,66 @@ class Engine(Protocol):
             requests: of one prompt length and one number of latents.
             on_position: called after each latent position (or once, if all come together).
         """
+
+
+class LatentSampler:
+    """Draws the next latent of every row with the head of a LatentLM.
+
+    Coefficients of the solver and embeddings of its timesteps are computed once.
+
+    Args:
+        model: whose head it is.
+        config: how latents are drawn.
+    """
+
+    def __init__(self, model: LatentLM, config: SamplerConfig) -> None:
+        self.model = model
+        self.config = config
+        self.grid = solver_grid(model.head.schedule, config.num_inference_steps, config.solver)
+        self.device = model.head.latent_embedding.weight.device
+        with evaluating(model):
+            times = torch.tensor(self.grid.timesteps, device=self.device)
+            self._t_embeddings = model.head.timestep_embedding(times)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether unconditional rows are needed."""
+        return self.config.guidance_scale != 1.0
+
+    @property
+    def num_fresh(self) -> int:
+        """Solver steps that draw fresh noise."""
+        return len(self.grid) if self.grid.is_stochastic else 0
+
+    def noise(self, requests: Sequence[Seeded]) -> Noise:
+        """All the randomness of some requests."""
+        return draw_noise(requests, self.model.config.latent_channels, self.num_fresh)
+
+    def draw(
+        self, states: Tensor, noise: Tensor, fresh: Tensor | None, guidance_scale: float
+    ) -> Tensor:
+        """The next latents (B, C) float32 after states (B, D).
+
+        Args:
+            states: (B, D), or (2 B, D) for guidance: conditional rows, then unconditional.
+            noise: (B, C) where the solver starts.
+            fresh: (S, B, C) of a stochastic solver, else None.
+            guidance_scale: s in u + s (c - u).
+        """
+        head = self.model.head
+        return head.sample(
+            head.condition(states),
+            noise.to(self.device),
+            self.grid,
+            self._t_embeddings,
+            guidance_scale,
+            None if fresh is None else fresh.to(self.device),
+        )
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """Latents (B, C) => what is fed in for them, (B, 1, D)."""
+        embedding = self.model.latent_embedding
+        return embedding(latents.to(embedding.weight.dtype)).unsqueeze(1)  # type: ignore[no-any-return]
 
 
 def draw_noise(requests: Sequence[Seeded], latent_channels: int, num_fresh_steps: int) -> Noise:

@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from latentlm_core.diffusion import solver_grid
 from latentlm_core.layout import Kind
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.runtime import evaluating
-from latentlm_core.sampling.base import Noise, Request, SamplerConfig, draw_noise
+from latentlm_core.sampling.base import LatentSampler, Noise, Request, SamplerConfig
 
 
 class LatentLMEngine:
@@ -24,33 +23,23 @@ class LatentLMEngine:
     def __init__(self, model: LatentLM, config: SamplerConfig) -> None:
         self.model = model
         self.config = config
-        head = model.head
-        self.grid = solver_grid(head.schedule, config.num_inference_steps, config.solver)
-        self._device = head.latent_embedding.weight.device
-        with evaluating(model):
-            times = torch.tensor(self.grid.timesteps, device=self._device)
-            self._t_embeddings = head.timestep_embedding(times)
+        self._sampler = LatentSampler(model, config)
+        self.grid = self._sampler.grid
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether unconditional rows are needed."""
+        return self._sampler.is_guided
 
     def generate(
         self, requests: Sequence[Request], on_position: Callable[[], None] | None = None
     ) -> Tensor:
         """See ``Engine``."""
-        noise = draw_noise(requests, self.model.config.latent_channels, self.grid_noise_steps)
         prompts = [request.prompt for request in requests]
         if self.is_guided:
             prompts += [request.unconditional for request in requests]
-        ids = torch.tensor(prompts, device=self._device)
-        return self.decode(ids, noise, on_position)
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether unconditional rows are needed."""
-        return self.config.guidance_scale != 1.0
-
-    @property
-    def grid_noise_steps(self) -> int:
-        """Solver steps that draw fresh noise."""
-        return len(self.grid) if self.grid.is_stochastic else 0
+        ids = torch.tensor(prompts, device=self._sampler.device)
+        return self.decode(ids, self._sampler.noise(requests), on_position)
 
     def decode(
         self, ids: Tensor, noise: Noise, on_position: Callable[[], None] | None = None
@@ -65,25 +54,22 @@ class LatentLMEngine:
         Returns:
             (B, T, C) float32, on the host.
         """
-        model, start = self.model, noise.start.to(self._device)
-        fresh = None if noise.fresh is None else noise.fresh.to(self._device)
+        model, sampler = self.model, self._sampler
+        start = noise.start.to(sampler.device)
+        fresh = None if noise.fresh is None else noise.fresh.to(sampler.device)
         num_latents = start.shape[1]
         drawn = torch.empty_like(start)
         with evaluating(model):
             cache = model.backbone.new_cache(ids.shape[0], ids.shape[1] + num_latents - 1)
             x = model.embed(ids, *_no_latents(ids, model.config.latent_channels))
             for i in range(num_latents):
-                condition = model.head.condition(model.step(x, cache))
-                drawn[:, i] = model.head.sample(
-                    condition,
+                drawn[:, i] = sampler.draw(
+                    model.step(x, cache),
                     start[:, i],
-                    self.grid,
-                    self._t_embeddings,
-                    self._guidance_scale(i, num_latents),
                     None if fresh is None else fresh[:, :, i],
+                    self._guidance_scale(i, num_latents),
                 )
-                rows = drawn[:, i : i + 1].repeat(ids.shape[0] // start.shape[0], 1, 1)
-                x = model.latent_embedding(rows.to(condition.dtype))
+                x = sampler.embed(drawn[:, i].repeat(ids.shape[0] // start.shape[0], 1))
                 if on_position is not None:
                     on_position()
         return drawn.cpu()

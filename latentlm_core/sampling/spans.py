@@ -13,38 +13,21 @@ Axes: B requests, P prompt positions, T latent positions, C latent channels, S s
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from latentlm_core.diffusion import solver_grid
 from latentlm_core.errors import ConfigError
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.nn.attention import KVCache
 from latentlm_core.runtime import evaluating
-from latentlm_core.sampling.base import SamplerConfig, draw_noise
+from latentlm_core.sampling.base import LatentSampler, SamplerConfig
+from latentlm_core.sampling.prompts import Prompt, read_prompts
 
 BOUND = "bound"
 """What a span says that reached its largest number of latents."""
 END = "end"
 """What a span says that the model ended."""
-
-
-class Prompt(NamedTuple):
-    """What stands before the latents to draw.
-
-    Attributes:
-        ids: (P,) token ids, anything valid where there is a latent.
-        latents: (P, C) normalised latents, anything finite where there is a token.
-        kind: (P,) which of the two stands there.
-        position: (P,) rotary position of each; the latents to draw follow after the last one's.
-    """
-
-    ids: Tensor
-    latents: Tensor
-    kind: Tensor
-    position: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +85,14 @@ class SpanEngine:
             )
         self.model = model
         self.config = config
-        self.grid = solver_grid(model.head.schedule, config.num_inference_steps, config.solver)
+        self._sampler = LatentSampler(model, config)
+        self.grid = self._sampler.grid
         self._marks = [go_on, end]
-        self._device = model.head.latent_embedding.weight.device
-        with evaluating(model):
-            times = torch.tensor(self.grid.timesteps, device=self._device)
-            self._t_embeddings = model.head.timestep_embedding(times)
 
     @property
     def is_guided(self) -> bool:
         """Whether unconditional rows are needed."""
-        return self.config.guidance_scale != 1.0
+        return self._sampler.is_guided
 
     def draw(self, requests: Sequence[SpanRequest], listener: Listener | None = None) -> list[Span]:
         """Draw every span.
@@ -124,8 +104,7 @@ class SpanEngine:
         Returns:
             a span for each request, on the host.
         """
-        num_fresh = len(self.grid) if self.grid.is_stochastic else 0
-        noise = draw_noise(requests, self.model.config.latent_channels, num_fresh)
+        noise = self._sampler.noise(requests)
         drawn: list[list[Tensor]] = [[] for _ in requests]
         reasons: dict[int, str] = {}
         live = list(range(len(requests)))
@@ -133,7 +112,9 @@ class SpanEngine:
             state, cache = self._read_prompts(requests)
             for position in range(noise.start.shape[1]):
                 fresh = None if noise.fresh is None else noise.fresh[:, live, position]
-                latents = self._next(state, noise.start[live, position], fresh)
+                latents = self._sampler.draw(
+                    state, noise.start[live, position], fresh, self.config.guidance_scale
+                )
                 state = self._feed(latents, cache)
                 ends = self._ends(state[: len(live)])
                 for index, latent, is_end in zip(live, latents.cpu(), ends, strict=True):
@@ -155,36 +136,11 @@ class SpanEngine:
         prompts = [request.prompt for request in requests]
         if self.is_guided:
             prompts += [request.unconditional for request in requests]
-        longest = max(len(prompt.ids) for prompt in prompts)
-        padding = torch.tensor([longest - len(prompt.ids) for prompt in prompts])
-        ids, latents, kind, position = (
-            torch.stack([_padded(part, longest) for part in parts]).to(self._device)
-            for parts in zip(*prompts, strict=True)
-        )
-        num_latents = max(request.num_latents for request in requests)
-        cache = self.model.backbone.new_cache(len(prompts), longest + num_latents)
-        if padding.any():
-            cache.padding = padding.to(self._device)
-        state = self.model.step(self.model.embed(ids, latents, kind), cache, position)
-        cache.shift = position[:, -1] + 1 - cache.length
-        return state, cache
-
-    def _next(self, state: Tensor, noise: Tensor, fresh: Tensor | None) -> Tensor:
-        """States (B or 2 B, D) => the next latents (B, C)."""
-        head = self.model.head
-        return head.sample(
-            head.condition(state),
-            noise.to(self._device),
-            self.grid,
-            self._t_embeddings,
-            self.config.guidance_scale,
-            None if fresh is None else fresh.to(self._device),
-        )
+        return read_prompts(self.model, prompts, max(one.num_latents for one in requests))
 
     def _feed(self, latents: Tensor, cache: KVCache) -> Tensor:
         """Latents (B, C) => the states after them, (B or 2 B, D)."""
-        embedding = self.model.latent_embedding
-        rows = embedding(latents.to(embedding.weight.dtype)).unsqueeze(1)
+        rows = self._sampler.embed(latents)
         return self.model.step(rows.repeat(2 if self.is_guided else 1, 1, 1), cache)
 
     def _ends(self, state: Tensor) -> list[bool]:
@@ -195,11 +151,6 @@ class SpanEngine:
     def _keep_rows(self, state: Tensor, cache: KVCache, going: list[int], num_live: int) -> Tensor:
         """Drop what has ended from the cache and from the states."""
         unconditional = [row + num_live for row in going] if self.is_guided else []
-        rows = torch.tensor(going + unconditional, device=self._device)
+        rows = torch.tensor(going + unconditional, device=self._sampler.device)
         cache.keep(rows)
         return state[rows]
-
-
-def _padded(part: Tensor, length: int) -> Tensor:
-    """(P, ...) => (length, ...) with zeros in front."""
-    return torch.cat([part.new_zeros(length - len(part), *part.shape[1:]), part])

@@ -1,0 +1,322 @@
+"""Words and images in one go: the model writes, says itself when an image begins, and draws it.
+
+Each step feeds every row one element: a token or a latent. A row writes tokens until ``bod``, then
+draws the latents of an image (their number is known), is given ``eod``, and writes again. Rows do
+so independently, in one batch and one cache, padded on the left.
+
+Guidance: the unconditional branch of an image is ``bos null bod`` and the image alone, whatever
+stands before it in the page. Its row is at hand all the time; when an image begins, the keys and
+values of these marks, which never change, are put before it and all else is hidden.
+
+What is drawn and what is chosen follows from a row's own seed alone.
+
+Axes: B rows, T latents of an image, C latent channels, D hidden, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from latentlm_core.errors import ConfigError
+from latentlm_core.models.latent_lm import LatentLM
+from latentlm_core.nn.attention import KVCache
+from latentlm_core.runtime import evaluating, generator
+from latentlm_core.sampling.base import Draws, LatentSampler, Noise, SamplerConfig
+from latentlm_core.sampling.prompts import Prompt, read_prompts
+from latentlm_core.sampling.words import TextSamplerConfig, choose_tokens
+from latentlm_core.tokenizers.text import Marks
+
+BOUND = "bound"
+"""What a page says that reached its largest number of tokens."""
+END = "end"
+"""What a page says that the model ended, or whose last image is drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """A page to go on with.
+
+    Attributes:
+        prompt: what is there; it ends in ``bod`` where an image is to begin at once.
+        seed: decides noise and choices.
+        num_tokens: tokens to write at most, marks not counted; with 0 the page ends with its
+            images.
+        num_images: images to draw at most.
+    """
+
+    prompt: Prompt
+    seed: int
+    num_tokens: int = 0
+    num_images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What was added to a page.
+
+    Attributes:
+        pieces: runs of text ids, and images (T, C) float32 of normalised latents, in their order.
+        ended_by: ``end`` or ``bound``.
+    """
+
+    pieces: tuple[tuple[int, ...] | Tensor, ...]
+    ended_by: str
+
+
+PageListener = Callable[[int, int | Tensor], None]
+"""(index of the request, its newest token or image)."""
+
+
+class PageEngine:
+    """Writes and draws with a LatentLM that predicts text.
+
+    Args:
+        model: the LatentLM.
+        config: how latents are drawn.
+        text_config: how tokens are chosen.
+        marks: ids that are no text.
+        num_latents: T.
+
+    Raises:
+        ConfigError: the guidance schedule is not constant.
+    """
+
+    def __init__(
+        self,
+        model: LatentLM,
+        config: SamplerConfig,
+        text_config: TextSamplerConfig,
+        marks: Marks,
+        num_latents: int,
+    ) -> None:
+        if config.guidance_schedule != "constant":
+            raise ConfigError("Among text the guidance schedule must be constant.")
+        self.model = model
+        self.config = config
+        self.text_config = text_config
+        self.marks = marks
+        self.num_latents = num_latents
+        self._sampler = LatentSampler(model, config)
+
+    def write(
+        self, requests: Sequence[PageRequest], listener: PageListener | None = None
+    ) -> list[Page]:
+        """Go on with every page until it ends.
+
+        Args:
+            requests: of any lengths, each with something to write or to draw.
+            listener: hears each token and each image as it is made.
+
+        Returns:
+            a page for each request, on the host.
+        """
+        with evaluating(self.model):
+            batch = _Batch(self, requests, listener)
+            while batch.rows:
+                batch.step()
+        return [Page(tuple(row.pieces), row.ended_by) for row in batch.all_rows]
+
+
+@dataclass(slots=True)
+class _Row:
+    """A page that is being made.
+
+    ``place`` is the next latent of its image, T once all are fed, None among words.
+    """
+
+    index: int
+    request: PageRequest
+    source: torch.Generator
+    place: int | None
+    num_tokens: int = 0
+    num_images: int = 0
+    words: list[int] = field(default_factory=list)
+    latents: list[Tensor] = field(default_factory=list)
+    pieces: list[tuple[int, ...] | Tensor] = field(default_factory=list)
+    ended_by: str = ""
+
+    def finish_words(self) -> None:
+        if self.words:
+            self.pieces.append(tuple(self.words))
+            self.words = []
+
+    @property
+    def may_draw(self) -> bool:
+        return self.num_images < self.request.num_images
+
+    @property
+    def may_write(self) -> bool:
+        return self.num_tokens < self.request.num_tokens
+
+
+class _Batch:
+    """Rows on their way, their states (B or 2 B, D), and the cache behind these."""
+
+    def __init__(
+        self, engine: PageEngine, requests: Sequence[PageRequest], listener: PageListener | None
+    ) -> None:
+        self.engine = engine
+        self.model, self.marks, self.sampler = engine.model, engine.marks, engine._sampler
+        self.listener = listener
+        bod = self.marks.bod
+        self.all_rows = [
+            _Row(
+                index,
+                request,
+                generator(request.seed, "words"),
+                place=0 if int(request.prompt.ids[-1]) == bod else None,
+            )
+            for index, request in enumerate(requests)
+        ]
+        self.rows = list(self.all_rows)
+        draws = any(request.num_images for request in requests)
+        self.is_guided = draws and self.sampler.is_guided
+        self.noise: Noise = self.sampler.noise(
+            [Draws(engine.num_latents * one.num_images, one.seed) for one in requests]
+        )
+        self.state, self.cache = self._read(requests)
+
+    def step(self) -> None:
+        """Give every row its next element, drop the rows that ended, feed the others'."""
+        latents, tokens = self._draw(), self._choose()
+        ids = [
+            self._take_latent(row, latents[row.index])
+            if row.index in latents
+            else self._take_token(row, tokens)
+            for row in self.rows
+        ]
+        going = [place for place, row in enumerate(self.rows) if not row.ended_by]
+        if len(going) < len(self.rows):
+            self._keep(going)
+            ids = [ids[place] for place in going]
+        if self.rows:
+            self._feed(ids)
+
+    def _read(self, requests: Sequence[PageRequest]) -> tuple[Tensor, KVCache]:
+        prompts = [request.prompt for request in requests]
+        free = self._free_prompt(prompts[0])
+        if self.is_guided:
+            prompts += [free] * len(requests)
+            _, cache = read_prompts(self.model, [free], 0)
+            self.free_block = cache.read(0)[..., :-1, :]
+        more = max(self._num_steps(request) for request in requests)
+        return read_prompts(self.model, prompts, more, least=len(free.ids))
+
+    def _free_prompt(self, like: Prompt) -> Prompt:
+        marks = self.marks
+        ids = torch.tensor([marks.bos, marks.null, marks.bod])
+        latents = like.latents.new_zeros(3, like.latents.shape[1])
+        return Prompt(ids, latents, torch.ones_like(ids), torch.arange(3.0))
+
+    def _num_steps(self, request: PageRequest) -> int:
+        return request.num_tokens + request.num_images * (self.engine.num_latents + 2) + 1
+
+    def _draw(self) -> dict[int, Tensor]:
+        """The next latent (C,) of every row that is in an image, by the request's index."""
+        length = self.engine.num_latents
+        places = [
+            place
+            for place, row in enumerate(self.rows)
+            if row.place is not None and row.place < length
+        ]
+        if not places:
+            return {}
+        drawing = [self.rows[place] for place in places]
+        states = [*places, *(place + len(self.rows) for place in places if self.is_guided)]
+        columns = [row.num_images * length + (row.place or 0) for row in drawing]
+        indices = [row.index for row in drawing]
+        fresh = None if self.noise.fresh is None else self.noise.fresh[:, indices, columns]
+        drawn = self.sampler.draw(
+            self.state[states],
+            self.noise.start[indices, columns],
+            fresh,
+            self.engine.config.guidance_scale,
+        )
+        return dict(zip(indices, drawn, strict=True))
+
+    def _choose(self) -> dict[int, int]:
+        """What the model would write next in every row among words, by the request's index."""
+        places = [place for place, row in enumerate(self.rows) if row.place is None]
+        if not places:
+            return {}
+        rows = [self.rows[place] for place in places]
+        tokens = choose_tokens(
+            self.model.logits(self.state[places]),
+            [row.may_draw for row in rows],
+            self.marks,
+            self.engine.text_config,
+            [row.source for row in rows],
+        )
+        return dict(zip((row.index for row in rows), tokens, strict=True))
+
+    def _take_latent(self, row: _Row, latent: Tensor) -> Tensor:
+        row.latents.append(latent)
+        row.place = len(row.latents)
+        if row.place == self.engine.num_latents:
+            image = torch.stack(row.latents).cpu()
+            row.latents = []
+            row.pieces.append(image)
+            row.num_images += 1
+            self._tell(row, image)
+            if not row.may_write and not row.may_draw:
+                row.ended_by = END
+        return latent
+
+    def _take_token(self, row: _Row, tokens: dict[int, int]) -> int:
+        """The next token of a row: ``eod`` after an image, else what the model chooses."""
+        marks = self.marks
+        if row.place is not None:
+            row.place = None
+            return marks.eod
+        token = tokens[row.index]
+        if token == marks.eos:
+            row.ended_by = END
+        elif token == marks.bod:
+            row.place = 0
+        elif not row.may_write:
+            row.ended_by = BOUND
+        else:
+            row.words.append(token)
+            row.num_tokens += 1
+            self._tell(row, token)
+        if row.ended_by or token == marks.bod:
+            row.finish_words()
+        return token
+
+    def _feed(self, elements: list[int | Tensor]) -> None:
+        """Feed an element of every row, a token or a latent (C,), and of its unconditional twin."""
+        begun = [place for place, row in enumerate(self.rows) if row.place == 0]
+        tokens = [0 if isinstance(element, Tensor) else element for element in elements]
+        x = self.model.token_embedding(torch.tensor(tokens, device=self.sampler.device))
+        places = [place for place, row in enumerate(elements) if isinstance(row, Tensor)]
+        if places:
+            latents = torch.stack([e for e in elements if isinstance(e, Tensor)])
+            x = x.index_copy(
+                0,
+                torch.tensor(places, device=x.device),
+                self.sampler.embed(latents).squeeze(1).to(x.dtype),
+            )
+        if self.is_guided:
+            x = x.repeat(2, 1)
+            self._begin(begun)
+        self.state = self.model.step(x.unsqueeze(1), self.cache)
+
+    def _begin(self, places: list[int]) -> None:
+        """Let the unconditional twins of some rows know nothing but that an image begins now."""
+        if not places:
+            return
+        twins = torch.tensor(places, device=self.sampler.device) + len(self.rows)
+        self.cache.begin(twins, self.free_block)
+
+    def _keep(self, going: list[int]) -> None:
+        twins = [place + len(self.rows) for place in going] if self.is_guided else []
+        rows = torch.tensor([*going, *twins], dtype=torch.int64, device=self.sampler.device)
+        self.cache.keep(rows)
+        self.state = self.state[rows]
+        self.rows = [self.rows[place] for place in going]
+
+    def _tell(self, row: _Row, made: int | Tensor) -> None:
+        if self.listener is not None:
+            self.listener(row.index, made)
