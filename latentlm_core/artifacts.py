@@ -38,13 +38,14 @@ from latentlm_core.files import (
 )
 from latentlm_core.models.dit import DiT, DiTConfig
 from latentlm_core.models.latent_lm import LatentLM, LatentLMConfig
+from latentlm_core.models.transfusion import Transfusion, TransfusionConfig
 from latentlm_core.sampling import SamplerConfig
 from latentlm_core.tokenizers.base import LatentStats
 from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.tokenizers.sigma_vae import SigmaVAE, SigmaVAEConfig
 from latentlm_core.tokenizers.text import TextTokenizer
 
-Generator = LatentLM | DiT
+Generator = LatentLM | Transfusion | DiT
 
 
 class TokenizerExport(Config):
@@ -76,7 +77,7 @@ class SpeechBounds(Config):
 
 
 class GeneratorExport(Config):
-    """``config.json`` of a LatentLM or a DiT."""
+    """``config.json`` of a LatentLM or a baseline."""
 
     format: Literal["latentlm"] = "latentlm"
     """Marks our exports among all files of that name."""
@@ -84,12 +85,13 @@ class GeneratorExport(Config):
     """Of this file's layout."""
     kind: Literal["generator"] = "generator"
     """What the weights are."""
-    model: LatentLMConfig | DiTConfig = Field(discriminator="kind")
+    model: LatentLMConfig | TransfusionConfig | DiTConfig = Field(discriminator="kind")
     """The network."""
     stats: LatentStats
     """Normalisation of its latents."""
     grid: tuple[int, ...] | None
-    """How its latent positions fold back; none where their number is for the model to say."""
+    """How its latent positions fold back; none where their number is for the model to say, or
+    where there are none."""
     classes: tuple[str, ...]
     """Names of the classes, after whose tokens one stands for none; of a model that reads text
     the speakers that it learned from."""
@@ -97,23 +99,34 @@ class GeneratorExport(Config):
     """Of ``text.json``, where the model reads text."""
     speech: SpeechBounds | None = None
     """Of a text-to-speech model."""
-    tokenizer_sha256: str
-    """Of the weights of the tokenizer whose latents it learned."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Elements of the longest document that a model of text and images has seen."""
+    tokenizer_sha256: str | None
+    """Of the weights of the tokenizer whose latents it learned; none of a model of text alone."""
     sampler: SamplerConfig = SamplerConfig()
     """Settings that sampling uses where the user says nothing."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Data, recipe, steps, figures and versions of the training run."""
 
+    @property
+    def task(self) -> Literal["classes", "speech", "multimodal"]:
+        """What the model is for: images of classes, text to speech, or text and images."""
+        if self.text_sha256 is None:
+            return "classes"
+        return "multimodal" if self.speech is None else "speech"
+
     @model_validator(mode="after")
     def _check(self) -> "GeneratorExport":
-        if (self.text_sha256 is None) != (self.speech is None):
-            raise ValueError("text_sha256 and speech go together")
-        if self.text_sha256 is not None:
-            if not (isinstance(self.model, LatentLMConfig) and self.model.predicts_text):
-                raise ValueError("a text-to-speech model is a latent-lm that predicts text")
+        if self.text_sha256 is None and self.speech is not None:
+            raise ValueError("a text-to-speech model needs a text_sha256")
+        if (self.task == "multimodal") != (self.max_length is not None):
+            raise ValueError("max_length is that of a model of text and images")
+        if self.task != "classes":
+            if isinstance(self.model, LatentLMConfig) and not self.model.predicts_text:
+                raise ValueError("a model that reads text is one that predicts text")
             return self
-        if self.grid is None:
-            raise ValueError("a class-conditional model needs a grid")
+        if self.grid is None or self.tokenizer_sha256 is None:
+            raise ValueError("a class-conditional model needs a grid and a tokenizer")
         if self.model.vocab_size != len(self.classes) + 1:
             raise ValueError(
                 f"{len(self.classes)} classes and a null class need a vocabulary of "
@@ -121,23 +134,37 @@ class GeneratorExport(Config):
             )
         return self
 
-    @property
-    def fixed_grid(self) -> tuple[int, ...]:
-        """The grid of a class-conditional model.
+    def require_classes(self) -> None:
+        """Refuse a model that is not class-conditional.
 
         Raises:
-            ArtifactError: it is a text-to-speech model.
+            ArtifactError: it is a model of speech, or of text and images.
         """
-        if self.grid is None:
+        if self.task == "speech":
             raise ArtifactError(
                 "This is a text-to-speech model, which has no classes.",
                 hint='Give it something to say: latentlm sample --text "three one four"',
             )
+        if self.task == "multimodal":
+            raise ArtifactError(
+                "This is a model of text and images, which has no classes.",
+                hint="It takes --prompt, --caption, --ask, --text-only, --interleaved or --data.",
+            )
+
+    @property
+    def fixed_grid(self) -> tuple[int, ...]:
+        """The grid of a model of images.
+
+        Raises:
+            ArtifactError: it is a model of speech, or of text alone.
+        """
+        if self.grid is None:
+            raise ArtifactError("This model has learned no images.")
         return self.grid
 
     @property
     def num_latents(self) -> int:
-        """T of a class-conditional model."""
+        """T of a model of images."""
         return math.prod(self.fixed_grid)
 
 
@@ -160,7 +187,7 @@ class LoadedTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class LoadedGenerator:
-    """A LatentLM or DiT from an export; attributes as ``LoadedTokenizer``.
+    """A LatentLM or a baseline from an export; attributes as ``LoadedTokenizer``.
 
     Attributes:
         text: the text tokenizer, where the model reads text.
@@ -183,7 +210,7 @@ def save_generator(
     folder: Path,
     model: Generator,
     config: GeneratorExport,
-    tokenizer: Path,
+    tokenizer: Path | None,
     text: TextTokenizer | None = None,
 ) -> None:
     """Write an export with the export of its tokenizer inside, whole or not at all."""
@@ -191,7 +218,8 @@ def save_generator(
         _write(part, model, config)
         if text is not None:
             write_text(part / TEXT_FILE, text.to_json())
-        copy_export(tokenizer, part / TOKENIZER_FOLDER)
+        if tokenizer is not None:
+            copy_export(tokenizer, part / TOKENIZER_FOLDER)
 
 
 def copy_export(source: Path, target: Path) -> None:
@@ -229,9 +257,11 @@ def load_generator(folder: Path, device: torch.device) -> LoadedGenerator:
     return LoadedGenerator(model.to(device).eval(), config, folder, sha256, text)
 
 
-def build_generator(config: LatentLMConfig | DiTConfig) -> Generator:
+def build_generator(config: LatentLMConfig | TransfusionConfig | DiTConfig) -> Generator:
     """The network of a configuration, with fresh weights."""
-    return LatentLM(config) if isinstance(config, LatentLMConfig) else DiT(config)
+    if isinstance(config, DiTConfig):
+        return DiT(config)
+    return LatentLM(config) if isinstance(config, LatentLMConfig) else Transfusion(config)
 
 
 def export_kind(folder: Path) -> str | None:

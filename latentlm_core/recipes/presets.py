@@ -7,6 +7,7 @@ from latentlm_core.models.dit import DiTSize
 from latentlm_core.models.heads import DiffusionHeadConfig
 from latentlm_core.models.latent_lm import LatentLMSize
 from latentlm_core.models.transformer import TransformerConfig
+from latentlm_core.recipes.multimodal import MULTIMODAL_LM_RECIPES, MULTIMODAL_VAE_RECIPES
 from latentlm_core.recipes.schema import ImageDataConfig, LMRecipe, VAERecipe
 from latentlm_core.recipes.sizes import PUBLISHED_SIZES, dit_size, latent_lm_size
 from latentlm_core.recipes.speech import SPEECH_LM_RECIPES, SPEECH_VAE_RECIPES
@@ -124,6 +125,7 @@ VAE_RECIPES: Mapping[str, VAERecipe] = {
         optimizer=OptimizerConfig(lr=2e-3, warmup_steps=20),
     ),
     **SPEECH_VAE_RECIPES,
+    **MULTIMODAL_VAE_RECIPES,
 }
 
 LM_RECIPES: Mapping[str, LMRecipe] = {
@@ -164,4 +166,5 @@ LM_RECIPES: Mapping[str, LMRecipe] = {
     "tiny": _tiny_run(latent_lm_size(128, 2, 2, 4, 2)),
     "dit-tiny": _tiny_run(dit_size(128, 3, 2)),
     **SPEECH_LM_RECIPES,
+    **MULTIMODAL_LM_RECIPES,
 }

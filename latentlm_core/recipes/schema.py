@@ -6,10 +6,12 @@ from pydantic import Field, model_validator
 
 from latentlm_core.config import Config
 from latentlm_core.data.audio import ClipLimits
+from latentlm_core.data.mixture import MultimodalDataConfig
 from latentlm_core.data.packing import LatentDataConfig
 from latentlm_core.data.utterances import SpeechDataConfig
 from latentlm_core.models.dit import DiTSize
 from latentlm_core.models.latent_lm import LatentLMSize
+from latentlm_core.models.transfusion import TransfusionSize
 from latentlm_core.sampling import SamplerConfig
 from latentlm_core.tokenizers.sigma_vae import SigmaVAEConfig
 from latentlm_core.training.lm_task import LMLossConfig
@@ -77,14 +79,14 @@ class VAERecipe(Config):
 class LMRecipe(Config):
     """A whole run of ``train-lm``."""
 
-    model: LatentLMSize | DiTSize = Field(discriminator="kind")
+    model: LatentLMSize | TransfusionSize | DiTSize = Field(discriminator="kind")
     """What is trained."""
     loss: LMLossConfig = LMLossConfig()
     """Its objective."""
-    data: LatentDataConfig | SpeechDataConfig = Field(
+    data: LatentDataConfig | SpeechDataConfig | MultimodalDataConfig = Field(
         default=LatentDataConfig(), discriminator="kind"
     )
-    """Its batches: `classes` or `speech`."""
+    """Its batches: `classes`, `speech` or `multimodal`."""
     trainer: TrainerConfig
     """How long and how."""
     optimizer: OptimizerConfig = OptimizerConfig()

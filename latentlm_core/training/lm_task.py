@@ -1,4 +1,4 @@
-"""Training a LatentLM or a DiT on sequences: the same batches, the same names of losses.
+"""Training a LatentLM or a baseline on sequences: the same batches, the same names of losses.
 
 Axes: B rows, L fed positions, R noise repeats, N latents to predict, C latent channels.
 """
@@ -14,6 +14,7 @@ from latentlm_core.config import Config
 from latentlm_core.data.packing import SequenceBatch
 from latentlm_core.models.dit import DiT
 from latentlm_core.models.latent_lm import LatentLM
+from latentlm_core.models.transfusion import Transfusion
 from latentlm_core.training.tasks import Term, Terms, Turn
 
 NUM_BANDS = 4
@@ -29,11 +30,11 @@ class LMLossConfig(Config):
 
 
 class LMTask:
-    """Cross-entropy and diffusion loss of a LatentLM (a ``training.tasks.Task``)."""
+    """Cross-entropy and diffusion loss of text and latents (a ``training.tasks.Task``)."""
 
     name = "train-lm"
 
-    def __init__(self, model: LatentLM, config: LMLossConfig) -> None:
+    def __init__(self, model: LatentLM | Transfusion, config: LMLossConfig) -> None:
         self.model = model
         self.modules: Mapping[str, nn.Module] = {"model": model}
         self.exported = model
@@ -51,7 +52,7 @@ class LMTask:
         return terms | loss_bands(
             losses.latent,
             losses.timesteps,
-            self.model.config.head.diffusion.num_train_timesteps,
+            self.model.schedule.config.num_train_timesteps,
             self.model.config.latent_channels,
         )
 
@@ -65,16 +66,16 @@ class LMTask:
 
     def _counts(self, batch: SequenceBatch) -> dict[str, int]:
         config = self.model.config
-        values = config.head.noise_repeats * config.latent_channels
+        values = self.model.noise_repeats * config.latent_channels
         counts = {"latent": batch.layout.latent_targets.numel() * values}
-        if config.predicts_text:
+        if self.model.predicts_text:
             counts["text"] = batch.layout.text_targets.numel()
         return counts
 
     def _terms(self, latent: Tensor, text: Tensor) -> Terms:
         channels = self.model.config.latent_channels
         terms = {"latent": Term(latent.sum(), latent.numel() * channels)}
-        if self.model.config.predicts_text:
+        if self.model.predicts_text:
             terms["text"] = Term(text.sum(), text.numel())
         return terms
 

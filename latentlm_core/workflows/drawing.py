@@ -43,7 +43,7 @@ class Drawing:
             ArtifactError: it is a text-to-speech model, or the tokenizer is not there, or its
                 weights are other ones.
         """
-        _ = loaded.config.fixed_grid
+        loaded.config.require_classes()
         return cls(loaded, matching_tokenizer(loaded, vae, device, progress))
 
     @property
@@ -101,6 +101,6 @@ def matching_tokenizer(
     if found.sha256 != loaded.config.tokenizer_sha256:
         raise ArtifactError(
             f"{folder} is not the tokenizer that {loaded.folder} learned with: its weights "
-            f"have the sha256 {found.sha256[:12]}, not {loaded.config.tokenizer_sha256[:12]}."
+            f"have the sha256 {found.sha256[:12]}, not {str(loaded.config.tokenizer_sha256)[:12]}."
         )
     return found.model

@@ -72,7 +72,7 @@ def sample(
     config = sampler_config(
         loaded.config.sampler, guidance_scale, guidance_schedule, num_inference_steps, solver
     )
-    _ = loaded.config.fixed_grid
+    loaded.config.require_classes()
     labels = [resolve_class(loaded.config.classes, word) for word in classes]
     count = num_samples * max(1, len(labels))
     settings = {

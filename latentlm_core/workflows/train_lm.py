@@ -1,4 +1,4 @@
-"""``latentlm train-lm``: latents => a LatentLM or a DiT."""
+"""``latentlm train-lm``: latents and texts => a LatentLM, or a baseline."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +11,11 @@ from latentlm_core.artifacts import (
     build_generator,
     save_generator,
 )
-from latentlm_core.data.shards import LatentSet
 from latentlm_core.figures import loss_curves
 from latentlm_core.files import TOKENIZER_FOLDER, write_json
+from latentlm_core.models.dit import DiT
 from latentlm_core.models.latent_lm import LatentLM
+from latentlm_core.pretrained import read_backbone
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.recipes import lm_recipe, lm_recipe_names
 from latentlm_core.result import Result
@@ -23,6 +24,7 @@ from latentlm_core.training.lm_task import DiTTask, LMLossConfig, LMTask
 from latentlm_core.training.runlog import read_metrics
 from latentlm_core.training.trainer import Trainer
 from latentlm_core.workflows.lm_jobs import make_job
+from latentlm_core.workflows.lm_start import begin_with
 from latentlm_core.workflows.runs import (
     decisive,
     default_recipe,
@@ -31,7 +33,8 @@ from latentlm_core.workflows.runs import (
     run_name,
     validation_figures,
 )
-from latentlm_core.workflows.workspace import EXPORT, find_latents, workspace
+from latentlm_core.workflows.training_data import TrainingData
+from latentlm_core.workflows.workspace import EXPORT, workspace
 
 READ_AHEAD = 4
 """Batches that are made while a GPU computes."""
@@ -42,18 +45,21 @@ def train_lm(
     data: str | None = None,
     recipe: str | None = None,
     overrides: Sequence[str] = (),
+    init: str | None = None,
     out: Path | None = None,
     device: str = "auto",
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> Result:
-    """Train a LatentLM or a DiT on a latent set, or go on with it, and export it.
+    """Train a LatentLM or a baseline, or go on with it, and export it.
 
     Args:
-        data: folder or name of a latent set; by default the newest.
-        recipe: a name or a file; by default the one named like the set's data, else
-            ``latentlm-l``.
+        data: folder or name of a latent set, by default the newest; or a mix of sets and texts, as
+            ``data.mixture`` reads it.
+        recipe: a name or a file; by default the one named like the set's data, else the paper's.
         overrides: ``KEY=VALUE`` changes to the recipe.
+        init: a language model to begin with, as ``read_backbone`` takes it; its sizes and its text
+            tokenizer take the place of the recipe's.
         out: run folder; by default ``runs/lm-LATENTS``.
         device: auto, cpu, cuda, ...
         dry_run: only tell what would happen.
@@ -65,33 +71,32 @@ def train_lm(
     Raises:
         LatentLMError: anything that the user can mend.
     """
-    latents = LatentSet.open(find_latents(data, progress), verify=not dry_run)
-    manifest = latents.manifest
-    otherwise = "tts-24l" if latents.is_ragged else "latentlm-l"
-    chosen = recipe or default_recipe(manifest.data, lm_recipe_names(), otherwise, progress)
+    learned = TrainingData.open(data, not dry_run, progress)
+    chosen = recipe or default_recipe(
+        learned.source, lm_recipe_names(), _paper_recipe(learned), progress
+    )
+    start = None if init is None else read_backbone(init)
     config = lm_recipe(chosen, overrides)
-    folder = out or workspace() / "runs" / run_name("lm", manifest.name, recipe)
+    if start is not None:
+        config = begin_with(start, config, overrides, progress)
+    folder = out or workspace() / "runs" / run_name("lm", learned.name, recipe)
     where = resolve_device(device)
     read_ahead = READ_AHEAD if where.type == "cuda" else 0
-    job = make_job(latents, config, read_ahead)
+    job = make_job(learned, config, read_ahead)
     size = job.size
     with seeded_init("generator", config.trainer.seed), torch.device("meta" if dry_run else "cpu"):
         model = build_generator(size)
+    if start is not None and isinstance(model, LatentLM) and job.text and not dry_run:
+        start.load_into(model, job.text.num_text_ids)
+    origin = job.origin | ({} if start is None else {"init": start.provenance()})
     plan = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "examples": len(latents),
+        "examples": sum(map(len, learned.sets.values())),
         **job.plan,
     }
     if dry_run:
         return Result(f"Plan of a {size.kind} run", plan, {"run": str(folder)}, config.to_dict())
 
-    origin = {
-        "latents": manifest.name,
-        "data": manifest.data,
-        "statistics": manifest.statistics.to_dict(),
-        "tokenizer_sha256": manifest.tokenizer_sha256,
-        "text_sha256": None if job.text is None else job.text.sha256,
-    }
     result = Trainer(
         config.trainer,
         _task(model, config.loss),
@@ -102,20 +107,20 @@ def train_lm(
         {"origin": origin, "recipe": decisive(config)},
         progress,
     ).run()
-    story = provenance(manifest.data, chosen, config.to_dict(), result, where)
+    story = provenance(learned.source, chosen, config.to_dict(), result, where)
     curves = folder / "curves.png"
     if not is_exported(result, folder):
+        latents = learned.latents
         write_json(folder / "config.json", {"origin": origin, "recipe": config.to_dict()})
         export = GeneratorExport(
             model=size,
             stats=job.stream.stats,
-            classes=manifest.classes,
-            tokenizer_sha256=manifest.tokenizer_sha256,
+            tokenizer_sha256=None if latents is None else latents.manifest.tokenizer_sha256,
             sampler=config.sampler,
             provenance=story,
             **job.facts,
         )
-        tokenizer = latents.folder / TOKENIZER_FOLDER
+        tokenizer = None if latents is None else latents.folder / TOKENIZER_FOLDER
         save_generator(folder / EXPORT, model, export, tokenizer, job.text)
         loss_curves(read_metrics(result.metrics_path), curves)
     figures = {"step": result.step, **plan, **validation_figures(result)}
@@ -128,4 +133,11 @@ def train_lm(
 
 
 def _task(model: Generator, loss: LMLossConfig) -> LMTask | DiTTask:
-    return LMTask(model, loss) if isinstance(model, LatentLM) else DiTTask(model, loss)
+    return DiTTask(model, loss) if isinstance(model, DiT) else LMTask(model, loss)
+
+
+def _paper_recipe(data: TrainingData) -> str:
+    """The recipe of the paper for some data."""
+    if data.is_mix or data.latents is None:
+        return "multimodal-1.3b"
+    return "tts-24l" if data.latents.is_ragged else "latentlm-l"

@@ -1,0 +1,352 @@
+"""The parts of a mix: where documents of words and pictures come from.
+
+A part is asked for the document of a place in its endless run, and gets a generator for all that
+is drawn anew at each visit (sigma's noise, the direction, the stretch of a long text).
+
+Axes: T latent positions, C latent channels.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from latentlm_core.config import Config
+from latentlm_core.data.documents import Document
+from latentlm_core.data.order import EpochOrder
+from latentlm_core.data.pages import Pages, Picture, Words
+from latentlm_core.data.shards import LatentRecord, LatentSet
+from latentlm_core.data.texts import EndlessTexts
+from latentlm_core.errors import DataError
+from latentlm_core.tokenizers.base import LatentStats
+
+NUM_LOOKED_AT = 64
+"""Examples of a set that are looked at before a run: whether any has words."""
+T = TypeVar("T")
+
+
+class Directions(Config):
+    """How often a pair is read in which direction, as weights."""
+
+    draw: float = Field(default=2.0, ge=0.0)
+    """The image after its caption."""
+    describe: float = Field(default=1.0, ge=0.0)
+    """The caption after its image."""
+    ask: float = Field(default=1.0, ge=0.0)
+    """A question about the image, and its answer; of images that have any."""
+
+
+class Part(Protocol):
+    """A source of documents."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+
+    def document(self, place: int, source: torch.Generator) -> Document:
+        """The document at a place of the endless run, as ``source`` draws it."""
+
+    def held_out(self, source: torch.Generator) -> Iterator[Document]:
+        """What is never trained on."""
+
+
+class TextPart:
+    """Texts alone.
+
+    Args:
+        texts: the data set.
+        pages: how documents are written.
+        row_length: elements of a document at most; of a longer text a stretch is drawn.
+    """
+
+    def __init__(self, texts: EndlessTexts, pages: Pages, row_length: int) -> None:
+        self.name = texts.name
+        self._texts, self._pages, self._row_length = texts, pages, row_length
+
+    def document(self, place: int, source: torch.Generator) -> Document:
+        """See ``Part``."""
+        text, key = self._texts[place]
+        ids = self._pages.text_ids(text)
+        spare = max(len(ids) - self._row_length, 0)
+        start = int(torch.randint(spare + 1, (), generator=source))
+        return self._pages.stretch(ids[start : start + self._row_length], key)
+
+    def held_out(self, source: torch.Generator) -> Iterator[Document]:
+        """Every stretch of the texts that are held out."""
+        for text, key in self._texts.held_out:
+            ids = self._pages.text_ids(text)
+            for start in range(0, len(ids), self._row_length):
+                yield self._pages.stretch(ids[start : start + self._row_length], key)
+
+
+class Gallery:
+    """Images of a latent set, with their words.
+
+    Args:
+        latents: the set; its latents have one grid.
+        stats: normalisation.
+    """
+
+    def __init__(self, latents: LatentSet, stats: LatentStats) -> None:
+        self.latents = latents
+        self.stats = stats
+        self.name = latents.manifest.name
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def record(self, index: int, source: torch.Generator) -> LatentRecord:
+        """An example, in any of its variants."""
+        variant = int(torch.randint(self.latents.num_variants, (), generator=source))
+        return self.latents.read_one(index, variant)
+
+    def picture(self, record: LatentRecord, source: torch.Generator) -> Tensor:
+        """Normalised latents (T, C), drawn from their posterior."""
+        variance = None if record.log_variance is None else record.log_variance.unsqueeze(0)
+        drawn = self.latents.posterior.draw(record.mean.unsqueeze(0), variance, source)
+        return self.stats.normalise(drawn.squeeze(0))
+
+    def corpus(self) -> Iterator[str]:
+        """All captions, questions and answers."""
+        for index in range(len(self)):
+            yield from captions_of(self.latents.caption(index))
+            for question in self.latents.questions(index):
+                yield from question
+
+
+class PairPart:
+    """Images with captions and questions, in several directions.
+
+    Args:
+        gallery: the images.
+        pages: how documents are written.
+        directions: how often which.
+        condition_drop: share of the images to draw whose caption is dropped.
+        learn_leading: whether an image that comes before its text is learned too.
+        held_out: share of the images.
+        seed: of the run.
+
+    Raises:
+        DataError: no example has what the directions want.
+    """
+
+    def __init__(
+        self,
+        gallery: Gallery,
+        pages: Pages,
+        directions: Directions,
+        *,
+        condition_drop: float,
+        learn_leading: bool,
+        held_out: float,
+        seed: int,
+    ) -> None:
+        self.name = gallery.name
+        self._gallery, self._pages, self._directions = gallery, pages, directions
+        self._condition_drop, self._learn_leading = condition_drop, learn_leading
+        self._order = EpochOrder(len(gallery), held_out, seed, 1, gallery.name)
+        self._encode = lru_cache(maxsize=1 << 16)(pages.text.encode)
+        self._check()
+
+    def document(self, place: int, source: torch.Generator) -> Document:
+        """See ``Part``."""
+        record = self._gallery.record(self._order[place], source)
+        chances = self._chances(record)
+        if not chances.any():
+            return self._draw(record, None, source)
+        direction = int(torch.multinomial(chances, 1, generator=source))
+        return self._in_direction(direction, record, source, self._condition_drop)
+
+    def held_out(self, source: torch.Generator) -> Iterator[Document]:
+        """Each image in every direction that is trained."""
+        for index in self._order.held_out.tolist():
+            record = self._gallery.latents.read_one(index)
+            for direction in self._chances(record).nonzero()[:, 0].tolist():
+                yield self._in_direction(direction, record, source, condition_drop=0.0)
+
+    def _in_direction(
+        self, direction: int, record: LatentRecord, source: torch.Generator, condition_drop: float
+    ) -> Document:
+        if direction == ASK:
+            question, answer = _any_of(record.questions, source)
+            words = [self._pages.question(question), Words(self._encode(answer))]
+            return self._describe(record, words, source)
+        caption = _any_of(captions_of(record.caption), source)
+        if direction == DESCRIBE:
+            return self._describe(record, [Words(self._encode(caption))], source)
+        is_dropped = bool(torch.rand((), generator=source) < condition_drop)
+        return self._draw(record, None if is_dropped else caption, source)
+
+    def _draw(self, record: LatentRecord, caption: str | None, source: torch.Generator) -> Document:
+        words = self._pages.nothing if caption is None else Words(self._encode(caption))
+        picture = Picture(self._gallery.picture(record, source))
+        return self._pages.document([words, picture], record.key)
+
+    def _describe(
+        self, record: LatentRecord, words: Sequence[Words], source: torch.Generator
+    ) -> Document:
+        picture = Picture(self._gallery.picture(record, source), learn=self._learn_leading)
+        return self._pages.document([picture, *words], record.key)
+
+    def _chances(self, record: LatentRecord) -> Tensor:
+        """Weights of drawing, describing and asking, zero where an example has no words for it."""
+        weights = self._directions
+        has_caption, has_questions = bool(record.caption), bool(record.questions)
+        return torch.tensor(
+            [
+                weights.draw * has_caption,
+                weights.describe * has_caption,
+                weights.ask * has_questions,
+            ]
+        )
+
+    def _check(self) -> None:
+        first = range(min(len(self._gallery), NUM_LOOKED_AT))
+        if not any(self._chances(self._gallery.latents.read_one(i)).any() for i in first):
+            raise DataError(
+                f"{self.name} has no captions and no questions for the directions that are wanted.",
+                hint="Tokenize data with captions, such as coloured-digits or a folder with .txt.",
+            )
+
+
+DRAW, DESCRIBE, ASK = range(3)
+
+
+class ComposedPart:
+    """Interleaved documents: captions with their images, several in a row.
+
+    Args:
+        gallery: the images.
+        pages: how documents are written.
+        max_images: of a document; it has at least two.
+        held_out: share of the images.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, gallery: Gallery, pages: Pages, max_images: int, held_out: float, seed: int
+    ) -> None:
+        self.name = f"interleaved:{gallery.name}"
+        self._gallery, self._pages, self._max_images = gallery, pages, max_images
+        self._order = EpochOrder(len(gallery), held_out, seed, 1, gallery.name)
+
+    def document(self, place: int, source: torch.Generator) -> Document:
+        """See ``Part``."""
+        train = self._order.train
+        others = torch.randint(len(train), (self._count(source) - 1,), generator=source)
+        return self._compose([self._order[place], *train[others].tolist()], source)
+
+    def held_out(self, source: torch.Generator) -> Iterator[Document]:
+        """Two images of those that are held out at a time."""
+        indices = self._order.held_out.tolist()
+        for pair in zip(indices[::2], indices[1::2], strict=False):
+            yield self._compose(pair, source)
+
+    def _count(self, source: torch.Generator) -> int:
+        return int(torch.randint(2, self._max_images + 1, (), generator=source))
+
+    def _compose(self, indices: Iterable[int], source: torch.Generator) -> Document:
+        pieces: list[Words | Picture] = []
+        keys = []
+        for index in indices:
+            record = self._gallery.record(index, source)
+            captions = captions_of(record.caption)
+            if captions:
+                pieces.append(Words(self._pages.text.encode(_any_of(captions, source))))
+            pieces.append(Picture(self._gallery.picture(record, source), learn=bool(captions)))
+            keys.append(record.key)
+        return self._pages.document(pieces, "+".join(keys))
+
+
+class FilePart:
+    """Interleaved documents of a file, whose images are examples of a latent set.
+
+    Args:
+        name: of the file.
+        rows: as ``read_documents`` gives them.
+        gallery: the images.
+        pages: how documents are written.
+        held_out: share of the documents.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rows: Sequence[Sequence[str | int]],
+        gallery: Gallery,
+        pages: Pages,
+        held_out: float,
+        seed: int,
+    ) -> None:
+        self.name = name
+        self._gallery, self._pages, self._rows = gallery, pages, rows
+        self._order = EpochOrder(len(self._rows), held_out, seed, 1, self.name)
+
+    def document(self, place: int, source: torch.Generator) -> Document:
+        """See ``Part``."""
+        return self._write(self._order[place], source)
+
+    def held_out(self, source: torch.Generator) -> Iterator[Document]:
+        """See ``Part``."""
+        return (self._write(number, source) for number in self._order.held_out.tolist())
+
+    def _write(self, number: int, source: torch.Generator) -> Document:
+        pieces: list[Words | Picture] = []
+        for piece in self._rows[number]:
+            if isinstance(piece, str):
+                pieces.append(Words(self._pages.text.encode(piece)))
+            else:
+                record = self._gallery.record(piece, source)
+                pieces.append(Picture(self._gallery.picture(record, source), learn=bool(pieces)))
+        return self._pages.document(pieces, f"{self.name}:{number + 1}")
+
+
+def captions_of(caption: str | None) -> list[str]:
+    """The captions of an example: the lines of its text."""
+    return [line.strip() for line in (caption or "").splitlines() if line.strip()]
+
+
+def _any_of(choices: Sequence[T], source: torch.Generator) -> T:
+    return choices[int(torch.randint(len(choices), (), generator=source))]
+
+
+def read_documents(path: Path, latents: LatentSet) -> list[list[str | int]]:
+    """Interleaved documents: of each its words, and the indices of its images in ``latents``.
+
+    A line of the file is ``{"pieces": ["words", {"image": KEY}, ...]}``.
+
+    Raises:
+        DataError: the file cannot be read, or names what is not there.
+    """
+    indices = {latents.key(index): index for index in range(len(latents))}
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from None
+    rows = [_read_row(line, f"{path}:{number}", indices) for number, line in enumerate(lines, 1)]
+    if not rows:
+        raise DataError(f"{path} holds no documents.")
+    return rows
+
+
+def _read_row(line: str, where: str, indices: dict[str, int]) -> list[str | int]:
+    try:
+        found = json.loads(line)["pieces"]
+        pieces = [piece if isinstance(piece, str) else str(piece["image"]) for piece in found]
+        is_image = [not isinstance(piece, str) for piece in found]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DataError(
+            f'{where} is not of the form {{"pieces": ["words", {{"image": KEY}}]}}.'
+        ) from None
+    missing = [name for name, image in zip(pieces, is_image, strict=True) if image]
+    missing = [name for name in missing if name not in indices]
+    if missing or not pieces:
+        what = f"names the image {missing[0]!r}, which the latent set has not" if missing else ""
+        raise DataError(f"{where} {what or 'has no pieces'}.")
+    return [indices[name] if image else name for name, image in zip(pieces, is_image, strict=True)]
