@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 import typer
 
-from latentlm_cli import console, options
+from latentlm_cli import console, evaluate_pages, options
 from latentlm_cli.progress import listener
 
 Metric = Literal["fid", "is", "kid", "precision-recall"]
@@ -24,6 +24,7 @@ app = typer.Typer(
         "latentlm eval fid --samples samples/digits --reference mnist",
         "latentlm eval recon --data mnist --vae runs/digits-vae",
         "latentlm eval wer --samples samples/speech",
+        "latentlm eval caption --data coloured-digits",
     ),
 )
 
@@ -291,3 +292,6 @@ def _numbers(text: str, kind: Callable[[str], Number], option: str) -> list[Numb
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list like 1,2,3.", param_hint=option) from None
+
+
+evaluate_pages.add_to(app)

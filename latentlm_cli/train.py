@@ -16,6 +16,7 @@ VAE_EXAMPLES = options.examples(
 LM_EXAMPLES = options.examples(
     "latentlm train-lm --data latents/mnist --out runs/digits",
     "latentlm train-lm --data latents/mnist --recipe mnist --set optimizer.lr=5e-4",
+    "latentlm train-lm --data text:pydoc=1,latents/coloured-digits=3 --recipe coloured-digits",
 )
 
 
@@ -83,18 +84,28 @@ def train_lm(
         typer.Option(
             "--data",
             metavar="DATA",
-            help="A latent set made by tokenize; the newest of the workspace if left out.",
+            help="A latent set made by tokenize, the newest of the workspace if left out; or a mix "
+            "with weights, as in text:pydoc=1,latents/NAME=2,interleaved:latents/NAME=1.",
         ),
     ] = None,
     recipe: options.Recipe = None,
     list_recipes: ListLmRecipes = False,
     overrides: options.Overrides = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="CHECKPOINT",
+            help="Begin with a language model: a folder or hf:ORG/NAME of a Llama, Mistral or Qwen "
+            "in safetensors, whose tokenizer comes with it.",
+        ),
+    ] = None,
     out: options.Out = None,
     device: options.Device = "auto",
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
-    """Train a LatentLM on a latent set of images or of speech, or a DiT on images.
+    """Train a LatentLM on images, on speech, or on text and images; or a baseline.
 
     Running the same command again continues an interrupted run.
     """
@@ -104,6 +115,7 @@ def train_lm(
         data=data,
         recipe=recipe,
         overrides=overrides or (),
+        init=init,
         out=out,
         device=device,
         dry_run=dry_run,

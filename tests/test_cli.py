@@ -23,6 +23,7 @@ COMMANDS = (
     *("demo", "train-vae", "tokenize", "train-lm", "sample", "push"),
     *("eval fid", "eval is", "eval kid", "eval precision-recall"),
     *("eval recon", "eval sweep", "eval stats", "eval wer", "eval sim", "eval drift"),
+    *("eval ppl", "eval t2i", "eval caption", "eval vqa"),
 )
 runner = CliRunner(env={"COLUMNS": "100", "TERMINAL_WIDTH": "100", "RANK": None})
 
@@ -131,8 +132,8 @@ def _metrics_of(workflow: Callable[..., Result]) -> Any:
         ("sample --clas 3", "--class"),
         ("sample -n 0", "--num-samples"),
         ("sample --solver euler", "dpmsolver++"),
-        ("sample --text hi --npz", "--npz is for images"),
-        ("sample --text hi --class 3", "--class is for images"),
+        ("sample --text hi --npz", "--npz is for classes"),
+        ("sample --text hi --class 3", "--class is for classes"),
         ("sample --protocol 3s-prefix --data x --cfg-schedule linear", "--cfg-schedule is for"),
         ("sample --voice a.wav", "--voice is for speech"),
         ("sample --class 3 --stream", "--stream is for speech"),

@@ -143,9 +143,9 @@ def test_exports_whose_parts_disagree_are_refused(home, tmp_path):
         speak(tmp_path / "s", texts=["seven"], model=str(export))
     config = json.loads((export / "config.json").read_text())
     for change, sentence in (
-        ({"speech": None}, "text_sha256 and speech go together"),
+        ({"speech": None}, "max_length is that of a model"),
         ({"text_sha256": None, "speech": None}, "needs a grid"),
-        ({"model": config["model"] | {"predicts_text": False}}, "a latent-lm that predicts text"),
+        ({"model": config["model"] | {"predicts_text": False}}, "one that predicts text"),
     ):
         write_json(export / "config.json", config | change)
         with pytest.raises(CorruptFileError, match=sentence):

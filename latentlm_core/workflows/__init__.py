@@ -5,6 +5,7 @@
     train_lm      latents              => runs/NAME      a LatentLM or a DiT
     sample        model                => samples/NAME   images
     speak         model, text, voice   => samples/NAME   speech
+    write         model, prompt        => samples/NAME   text and images
     evaluate_*    samples, sigma-VAE   => a report
     push          model                => the hub
 
@@ -16,7 +17,10 @@ from latentlm_core.workflows.evaluate import (
     evaluate_samples,
     make_statistics,
 )
+from latentlm_core.workflows.evaluate_drawing import evaluate_text_to_image
 from latentlm_core.workflows.evaluate_speech import evaluate_drift, evaluate_sim, evaluate_wer
+from latentlm_core.workflows.evaluate_text import evaluate_perplexity
+from latentlm_core.workflows.evaluate_understanding import evaluate_captions, evaluate_vqa
 from latentlm_core.workflows.push import push
 from latentlm_core.workflows.sample import sample
 from latentlm_core.workflows.speak import speak
@@ -24,12 +28,17 @@ from latentlm_core.workflows.sweep import sweep
 from latentlm_core.workflows.tokenize import tokenize
 from latentlm_core.workflows.train_lm import train_lm
 from latentlm_core.workflows.train_vae import train_vae
+from latentlm_core.workflows.write import write
 
 __all__ = [
+    "evaluate_captions",
     "evaluate_drift",
+    "evaluate_perplexity",
     "evaluate_reconstruction",
     "evaluate_samples",
     "evaluate_sim",
+    "evaluate_text_to_image",
+    "evaluate_vqa",
     "evaluate_wer",
     "make_statistics",
     "push",
@@ -39,4 +48,5 @@ __all__ = [
     "tokenize",
     "train_lm",
     "train_vae",
+    "write",
 ]

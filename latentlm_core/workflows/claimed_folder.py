@@ -17,6 +17,8 @@ class ClaimedFolder:
 
     suffix = ".png"
     """Of the samples' files."""
+    others: tuple[str, ...] = ()
+    """Suffixes of what is written beside them."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
@@ -31,11 +33,8 @@ class ClaimedFolder:
         path = self.path / "settings.json"
         if path.exists():
             self._compare(read_json(path))
-        elif any(self.path.glob(f"*{self.suffix}")):
-            raise ArtifactError(
-                f"{self.path} holds {self.suffix} files that are not ours.",
-                hint="Use another --out.",
-            )
+        else:
+            self._refuse_strangers()
         write_json(path, self.settings)
 
     def file(self, index: int) -> Path:
@@ -45,6 +44,14 @@ class ClaimedFolder:
     def missing(self, count: int) -> list[int]:
         """Which of the first ``count`` samples are not there yet."""
         return [index for index in range(count) if not self.file(index).is_file()]
+
+    def _refuse_strangers(self) -> None:
+        for suffix in (self.suffix, *self.others):
+            if any(self.path.glob(f"*{suffix}")):
+                raise ArtifactError(
+                    f"{self.path} holds {suffix} files that are not ours.",
+                    hint="Use another --out.",
+                )
 
     def _compare(self, found: Any) -> None:
         if not isinstance(found, dict):

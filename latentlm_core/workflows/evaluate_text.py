@@ -1,0 +1,118 @@
+"""``latentlm eval ppl``: how well a model of text, or of text and images, predicts text."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latentlm_core.artifacts import load_generator
+from latentlm_core.data.documents import Document, pad
+from latentlm_core.data.pages import Pages
+from latentlm_core.data.text_sources import TextItem
+from latentlm_core.data.texts import open_texts
+from latentlm_core.errors import DataError
+from latentlm_core.evaluation.perplexity import TextLoss, score_text
+from latentlm_core.files import write_json
+from latentlm_core.models.latent_lm import LatentLM
+from latentlm_core.models.transfusion import Transfusion
+from latentlm_core.progress import SILENT, Progress
+from latentlm_core.report import finite
+from latentlm_core.result import Result
+from latentlm_core.runtime import evaluating, machine, resolve_device, versions
+from latentlm_core.workflows.reports import report_folder
+from latentlm_core.workflows.workspace import find_export, slug
+from latentlm_core.workflows.writing import Writing
+
+
+def evaluate_perplexity(
+    *,
+    data: str,
+    model: str | None = None,
+    split: str = "test",
+    num_samples: int | None = None,
+    batch_size: int = 16,
+    out: Path | None = None,
+    device: str = "auto",
+    progress: Progress = SILENT,
+) -> Result:
+    """Measure perplexity per token, and bits per byte, which compare between tokenizers.
+
+    A document longer than the model's pages is read in stretches of that length; each begins where
+    the one before ends, so every token is predicted once, those at a beginning with less context.
+
+    Args:
+        data: a set of texts, as ``data.texts`` opens it; ``text:`` in front of it is left off.
+        model: run, export or hub id; by default the newest.
+        split: train or test.
+        num_samples: only the first so many documents.
+        batch_size: stretches read at once.
+        out: file of the report; by default in ``evaluation`` of the run.
+        device: auto, cpu, cuda, ...
+        progress: listener.
+
+    Raises:
+        LatentLMError: anything that the user can mend.
+    """
+    where = resolve_device(device)
+    loaded = load_generator(find_export(model, "generator", progress), where)
+    writing = Writing.of(loaded, None, where, progress)
+    spec = data.removeprefix("text:")
+    items = open_texts(spec, split)[:num_samples]
+    if not items:
+        raise DataError(f"{spec} has no documents in its split {split!r}.")
+    stretches = [
+        (number, stretch)
+        for number, item in enumerate(items)
+        for stretch in _stretches(writing.pages, item, writing.max_length)
+    ]
+    nats, tokens = [0.0] * len(items), [0] * len(items)
+    with progress.bar("reading", len(stretches), "stretches") as bar, evaluating(writing.model):
+        for start in range(0, len(stretches), batch_size):
+            batch = stretches[start : start + batch_size]
+            costs = _costs(writing.model, [document for _, document in batch], where)
+            for (number, _), cost in zip(batch, costs, strict=True):
+                nats[number] += float(cost.sum())
+                tokens[number] += len(cost)
+            bar.advance(len(batch))
+    score = score_text(
+        [
+            TextLoss(nat, count, len(item.text.encode("utf-8", "replace")))
+            for nat, count, item in zip(nats, tokens, items, strict=True)
+        ]
+    )
+    details = {
+        "metric": "perplexity",
+        "data": data,
+        "split": split,
+        "context": writing.max_length,
+        "stride": writing.max_length - 1,
+        "text_tokenizer": loaded.config.text_sha256,
+        "model_sha256": loaded.sha256,
+        "machine": machine(where),
+        "versions": versions(),
+        "values": score.to_dict(),
+    }
+    path = out or report_folder(loaded.folder, model) / f"ppl-{slug(spec)}.json"
+    write_json(path, finite(details))
+    return Result("Perplexity", score.to_dict(), {"report": str(path)}, details)
+
+
+def _stretches(pages: Pages, item: TextItem, length: int) -> Iterator[Document]:
+    """A document in pieces that share one token: the last of one is the first of the next."""
+    ids = pages.text_ids(item.text)
+    for start in range(0, len(ids) - 1, length - 1):
+        yield pages.stretch(ids[start : start + length], item.key)
+
+
+def _costs(
+    model: LatentLM | Transfusion, documents: Sequence[Document], device: torch.device
+) -> list[Tensor]:
+    """The negative log-likelihood, in nats, of every token of some documents but the first."""
+    batch = pad(documents).to(device)
+    states = model.states(batch.ids[:, :-1], batch.latents[:, :-1], batch.layout).flatten(0, 1)
+    logits = model.logits(states[batch.layout.text_targets]).float()
+    targets = batch.ids[:, 1:].flatten()[batch.layout.text_targets]
+    costs = F.cross_entropy(logits, targets, reduction="none").cpu()
+    return list(torch.split(costs, [len(document) - 1 for document in documents]))

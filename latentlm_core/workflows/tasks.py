@@ -1,0 +1,112 @@
+"""What a user asks of a model of text and images, as pages to go on with."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from latentlm_core.data.base import Image
+from latentlm_core.data.media import read_image
+from latentlm_core.data.mix_parts import captions_of
+from latentlm_core.data.sources import open_source, spread
+from latentlm_core.errors import ConfigError, DataError
+from latentlm_core.workflows.writing import Question, Task
+
+MAX_TOKENS = 256
+"""Tokens that are written at most where the user says nothing."""
+MAX_IMAGES = 8
+"""Images that are drawn in an interleaved page at most where the user says nothing."""
+
+
+def draw_task(prompt: str) -> Task:
+    """An image of a prompt; of an empty one any image."""
+    pieces = (prompt,) if prompt else ()
+    return Task(pieces, f"the prompt {prompt!r}", draw=True, num_images=1)
+
+
+def describe_task(path: Path, max_tokens: int) -> Task:
+    """The caption of an image file."""
+    return Task((read_image(path, str(path)),), str(path), num_tokens=max_tokens)
+
+
+def ask_task(path: Path, question: str, max_tokens: int) -> Task:
+    """The answer to a question about an image file."""
+    pieces = (read_image(path, str(path)), Question(question))
+    return Task(pieces, str(path), num_tokens=max_tokens)
+
+
+def text_task(text: str, max_tokens: int) -> Task:
+    """A text that goes on."""
+    return Task((text,) if text else (), f"the text {text!r}", num_tokens=max_tokens)
+
+
+def page_task(path: Path, max_tokens: int) -> Task:
+    """A page out of a JSON file: ``["words", {"image": "FILE"}, {"question": "..."}, ...]``.
+
+    Paths of images are relative to the file's folder.
+
+    Raises:
+        DataError: the file is not of that form.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(found, list):
+        raise DataError(f"{path} is no list of pieces. {_FORM}")
+    pieces = tuple(_piece(piece, path, number) for number, piece in enumerate(found, 1))
+    return Task(pieces, str(path), num_tokens=max_tokens, num_images=MAX_IMAGES)
+
+
+class CaptionTasks(Sequence[Task]):
+    """Images of the captions of a data set.
+
+    Args:
+        data: a data set.
+        split: train or test.
+        count: how many, from all over the set; None takes all.
+
+    Raises:
+        DataError: an example has no caption, as soon as it is asked for.
+    """
+
+    def __init__(self, data: str, split: str, count: int | None) -> None:
+        self._source = spread(open_source(data, split), count)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Task:  # type: ignore[override]
+        example = self._source[index]
+        captions = captions_of(example.caption)
+        if not captions:
+            raise DataError(f"{example.key} of {self._source.name} has no caption to draw.")
+        return draw_task(captions[0])
+
+
+_FORM = 'A page is like ["words", {"image": "a.png"}, {"question": "what is it?"}].'
+
+
+def _piece(piece: object, path: Path, number: int) -> str | Question | Image:
+    match piece:
+        case str():
+            return piece
+        case {"image": str() as name, **rest} if not rest:
+            return read_image(path.parent / name, name)
+        case {"question": str() as question, **rest} if not rest:
+            return Question(question)
+    raise DataError(f"Piece {number} of {path} is none. {_FORM}")
+
+
+def check_one_kind(asked: dict[str, bool]) -> None:
+    """Refuse several kinds of prompts at once, and none.
+
+    Args:
+        asked: by option, whether it was given.
+
+    Raises:
+        ConfigError: not exactly one was.
+    """
+    given = [option for option, is_given in asked.items() if is_given]
+    if len(given) != 1:
+        what = f"{' and '.join(given)} exclude each other" if given else "There is no prompt"
+        raise ConfigError(f"{what}: name one of {', '.join(asked)}.")

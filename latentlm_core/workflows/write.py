@@ -1,0 +1,247 @@
+"""``latentlm sample --prompt`` and its like: a model of text and images => pages.
+
+A page is decided by (seed, its index) and its prompt: its files are the same whatever the batch
+size. A folder remembers its settings, so the same command goes on where it was interrupted and
+another one is refused.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from latentlm_core.artifacts import load_generator
+from latentlm_core.config import build
+from latentlm_core.data.base import Image
+from latentlm_core.diffusion import Solver
+from latentlm_core.files import locked
+from latentlm_core.progress import SILENT, Progress
+from latentlm_core.result import Result
+from latentlm_core.runtime import derive_seed, resolve_device
+from latentlm_core.sampling import Page, PageListener, TextSamplerConfig
+from latentlm_core.workflows.page_folder import PageFolder
+from latentlm_core.workflows.sample import run_name_of, sampler_config
+from latentlm_core.workflows.tasks import (
+    MAX_TOKENS,
+    CaptionTasks,
+    ask_task,
+    check_one_kind,
+    describe_task,
+    draw_task,
+    page_task,
+    text_task,
+)
+from latentlm_core.workflows.workspace import find_export, slug, workspace
+from latentlm_core.workflows.writing import Engine, Task, Writing
+
+TextSink = Callable[[str], None]
+"""Takes text as it is written."""
+MAX_NAME = 60
+NUM_SHOWN = 8
+"""Pages whose text the result shows."""
+
+
+def write(
+    *,
+    model: str | None = None,
+    prompts: Sequence[str] = (),
+    captions_of: Sequence[Path] = (),
+    question: str | None = None,
+    images: Sequence[Path] = (),
+    text_only: Sequence[str] = (),
+    page: Path | None = None,
+    data: str | None = None,
+    split: str = "test",
+    num_samples: int | None = None,
+    max_tokens: int = MAX_TOKENS,
+    seed: int = 0,
+    guidance_scale: float | None = None,
+    num_inference_steps: int | None = None,
+    solver: Solver | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    out: Path | None = None,
+    batch_size: int = 64,
+    vae: str | None = None,
+    device: str = "auto",
+    dry_run: bool = False,
+    sink: TextSink | None = None,
+    progress: Progress = SILENT,
+) -> Result:
+    """Draw images of prompts, describe images, answer questions, go on with texts and pages.
+
+    Args:
+        model: run, export or hub id of a model of text and images; by default the newest.
+        prompts: what to draw.
+        captions_of: image files to describe.
+        question: about each of ``images``.
+        images: image files that the question is about.
+        text_only: what to go on with, without images.
+        page: a JSON file of words and images to go on with; the model says when it draws.
+        data: a data set whose captions are drawn.
+        split: of ``data``, train or test.
+        num_samples: of each prompt, 1 if left out; of the captions of ``data``, all if left out.
+        max_tokens: tokens of a page at most.
+        seed: of the whole; each page's own seed follows from it and the page's index.
+        guidance_scale: of images; by default the model's own, as with the next two.
+        num_inference_steps: solver steps per latent.
+        solver: dpmsolver++ or ddpm.
+        temperature: of words; 0 takes the likeliest.
+        top_p: only the likeliest words that make up this share.
+        out: folder; by default ``samples/`` and a name made of these settings.
+        batch_size: pages made at once.
+        vae: another tokenizer with the same weights than the one in the model's export.
+        device: auto, cpu, cuda, ...
+        dry_run: only tell what would happen.
+        sink: takes the text of a single page while it is written.
+        progress: listener.
+
+    Returns:
+        what was written and drawn, and where it is.
+
+    Raises:
+        LatentLMError: anything that the user can mend.
+    """
+    check_one_kind(
+        {
+            "--prompt": bool(prompts),
+            "--caption": bool(captions_of),
+            "--ask": question is not None,
+            "--text-only": bool(text_only),
+            "--interleaved": page is not None,
+            "--data": data is not None,
+        }
+    )
+    where = resolve_device(device)
+    loaded = load_generator(find_export(model, "generator", progress), where)
+    writing = Writing.of(loaded, vae, where, progress)
+    config = sampler_config(
+        loaded.config.sampler, guidance_scale, None, num_inference_steps, solver
+    )
+    text_config = build(TextSamplerConfig, {"temperature": temperature, "top_p": top_p}, "sampling")
+    engine = writing.engine(config, text_config)
+    asked = [
+        *map(draw_task, prompts),
+        *(describe_task(path, max_tokens) for path in captions_of),
+        *(ask_task(path, question or "", max_tokens) for path in images),
+        *(text_task(text, max_tokens) for text in text_only),
+        *([] if page is None else [page_task(page, max_tokens)]),
+    ]
+    tasks: Sequence[Task] = (
+        [task for task in asked for _ in range(num_samples or 1)]
+        if data is None
+        else CaptionTasks(data, split, num_samples)
+    )
+    for task in asked:
+        writing.request(task, seed)
+    settings = {
+        "model_sha256": loaded.sha256,
+        "data": loaded.config.provenance.get("data"),
+        "prompts": data or [_fingerprint(task) for task in asked],
+        "split": data and split,
+        "num_samples": num_samples if data else None,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "sampler": config.to_dict(),
+        "text_sampler": text_config.to_dict(),
+    }
+    name = "-".join(
+        (
+            run_name_of(model, loaded),
+            slug(data)[:MAX_NAME] if data else slug(asked[0].name.replace("/", "-"))[:MAX_NAME],
+            hashlib.sha256(repr(settings).encode()).hexdigest()[:8],
+        )
+    )
+    folder = PageFolder(out or workspace() / "samples" / name, settings)
+    figures: dict[str, Any] = {
+        "samples": len(tasks),
+        "model": str(loaded.folder),
+        "guidance_scale": config.guidance_scale,
+        "steps": config.num_inference_steps,
+        "seed": seed,
+    }
+    files = {"samples": str(folder.path)}
+    if dry_run:
+        return Result("Plan of pages", figures, files, settings)
+    with locked(folder.path):
+        folder.claim()
+        _write_missing(folder, writing, engine, tasks, seed, batch_size, sink, progress)
+        files |= folder.finish(len(tasks))
+    pages = folder.pages(min(len(tasks), NUM_SHOWN))
+    written = [page["text"] for page in pages if page["text"]]
+    if written:
+        figures["text"] = written[0] if len(tasks) == 1 else written
+    return Result("Pages made", figures, files, settings)
+
+
+def _write_missing(
+    folder: PageFolder,
+    writing: Writing,
+    engine: Engine,
+    tasks: Sequence[Task],
+    seed: int,
+    batch_size: int,
+    sink: TextSink | None,
+    progress: Progress,
+) -> None:
+    """Make what is not there yet, batch by batch."""
+    missing = folder.missing(len(tasks))
+    listener = None
+    if sink is not None and len(tasks) == 1:
+        listener = _streaming(writing, sink)
+    with progress.bar("writing", len(tasks), "pages", len(tasks) - len(missing)) as bar:
+        for start in range(0, len(missing), batch_size):
+            indices = missing[start : start + batch_size]
+            wanted = [tasks[index] for index in indices]
+            pages = writing.write(engine, wanted, indices, seed, listener)
+            for index, task, page in zip(indices, wanted, pages, strict=True):
+                pieces = _readable(writing, page)
+                own = derive_seed(seed, "sample", index)
+                folder.add(index, _prompt(task), pieces, page.ended_by, own)
+            bar.advance(len(indices))
+
+
+def _readable(writing: Writing, page: Page) -> list[str | Image]:
+    """The pieces of a page as text and images."""
+    images = iter(writing.show([piece for piece in page.pieces if isinstance(piece, Tensor)]))
+    return [
+        next(images) if isinstance(piece, Tensor) else writing.text.decode(piece)
+        for piece in page.pieces
+    ]
+
+
+def _streaming(writing: Writing, sink: TextSink) -> PageListener:
+    """A listener that hands text on as soon as its characters are whole."""
+    ids: list[int] = []
+    told = 0
+
+    def hear(index: int, made: int | Tensor) -> None:
+        nonlocal told
+        if isinstance(made, Tensor):
+            sink("\n[image]\n")
+            ids.clear()
+            told = 0
+            return
+        ids.append(made)
+        text = writing.text.decode(ids).rstrip("\ufffd")
+        sink(text[told:])
+        told = max(told, len(text))
+
+    return hear
+
+
+def _prompt(task: Task) -> str:
+    """The words of a prompt."""
+    return "".join(piece for piece in task.pieces if isinstance(piece, str))
+
+
+def _fingerprint(task: Task) -> list[str]:
+    """A prompt in settings: its words, and digests of its images."""
+    return [
+        str(piece)
+        if isinstance(piece, str | tuple)
+        else hashlib.sha256(piece.tobytes()).hexdigest()
+        for piece in task.pieces
+    ]

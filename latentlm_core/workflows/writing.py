@@ -1,0 +1,226 @@
+"""From the export of a model of text and images to pages: prompts, requests, words, images.
+
+Axes: T latents of an image, C latent channels, S image size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from latentlm_core.artifacts import LoadedGenerator
+from latentlm_core.data.base import Image
+from latentlm_core.data.media import center_crop, to_images, to_tensor
+from latentlm_core.data.pages import Pages, Picture, Words
+from latentlm_core.errors import ArtifactError, DataError
+from latentlm_core.models.dit import DiT
+from latentlm_core.models.latent_lm import LatentLM
+from latentlm_core.models.transfusion import Transfusion
+from latentlm_core.progress import Progress
+from latentlm_core.runtime import derive_seed, evaluating, generator
+from latentlm_core.sampling import (
+    Page,
+    PageEngine,
+    PageListener,
+    PageRequest,
+    Prompt,
+    SamplerConfig,
+    TextSamplerConfig,
+    TransfusionEngine,
+)
+from latentlm_core.tokenizers.sigma_vae import SigmaVAE
+from latentlm_core.tokenizers.text import TextTokenizer
+from latentlm_core.workflows.drawing import matching_tokenizer
+
+Engine = PageEngine | TransfusionEngine
+
+
+class Question(NamedTuple):
+    """A question about the images before it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A page to go on with.
+
+    Attributes:
+        pieces: what is there: words, questions and images uint8 (H, W, 3).
+        name: what it is called in messages and records.
+        draw: whether an image is to begin at once.
+        num_tokens: tokens to write at most.
+        num_images: images to draw at most.
+    """
+
+    pieces: tuple[str | Question | Image, ...]
+    name: str
+    draw: bool = False
+    num_tokens: int = 0
+    num_images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """A model of text and images with its tokenizers.
+
+    Attributes:
+        loaded: the generator.
+        model: its network.
+        text: its text tokenizer.
+        tokenizer: of images; None of a model of text alone.
+    """
+
+    loaded: LoadedGenerator
+    model: LatentLM | Transfusion
+    text: TextTokenizer
+    tokenizer: SigmaVAE | None
+
+    @classmethod
+    def of(
+        cls, loaded: LoadedGenerator, vae: str | None, device: torch.device, progress: Progress
+    ) -> Self:
+        """With the tokenizer in the generator's export, or with another copy of it.
+
+        Raises:
+            ArtifactError: it is another kind of model, or the tokenizer is not there, or its
+                weights are other ones.
+        """
+        config, text, model = loaded.config, loaded.text, loaded.model
+        if config.task != "multimodal" or text is None or isinstance(model, DiT):
+            what, options = _OTHERS[config.task]
+            raise ArtifactError(
+                f"{loaded.folder} is {what}, which takes no prompt of text and images.",
+                hint=f"It takes {options}.",
+            )
+        tokenizer = None
+        if config.tokenizer_sha256 is not None:
+            tokenizer = matching_tokenizer(loaded, vae, device, progress)
+        return cls(loaded, model, text, tokenizer)
+
+    @property
+    def pages(self) -> Pages:
+        """How pages are written."""
+        return Pages(self.text, self.model.config.latent_channels)
+
+    @property
+    def max_length(self) -> int:
+        """Elements of a page at most."""
+        return self.loaded.config.max_length or 0
+
+    @property
+    def num_latents(self) -> int:
+        """T; 0 of a model of text alone."""
+        return 0 if self.tokenizer is None else self.loaded.config.num_latents
+
+    def engine(self, config: SamplerConfig, text_config: TextSamplerConfig) -> Engine:
+        """An engine that writes with these settings."""
+        marks = self.text.marks
+        if isinstance(self.model, Transfusion):
+            return TransfusionEngine(self.model, config, text_config, marks)
+        return PageEngine(self.model, config, text_config, marks, self.num_latents)
+
+    def request(self, task: Task, seed: int) -> PageRequest:
+        """The request of a task.
+
+        Raises:
+            ArtifactError: it is about images, and the model knows none.
+            DataError: an image is too small, or the page is longer than the model's.
+        """
+        if self.tokenizer is None and (
+            task.num_images or any(not isinstance(piece, str) for piece in task.pieces)
+        ):
+            raise ArtifactError(
+                f"{self.loaded.folder} is a model of text alone, so it has no images.",
+                hint="It takes --text-only.",
+            )
+        pieces = [self._piece(piece, seed, task.name) for piece in task.pieces]
+        if task.draw and not pieces:
+            pieces = [self.pages.nothing]
+        page = self.pages.prompt(pieces, task.draw)
+        room = self.max_length - len(page) - (task.draw and self.num_latents + 1)
+        if room < (0 if task.draw else 1):
+            raise DataError(
+                f"{task.name} has {len(page)} elements"
+                f"{f' and an image {self.num_latents} more' if task.draw else ''}, and the model "
+                f"knows pages of {self.max_length} at most.",
+                hint="Shorten the prompt, or train with a longer data.row_length.",
+            )
+        prompt = Prompt(page.ids, page.latents, page.kind, page.position)
+        return PageRequest(prompt, seed, min(task.num_tokens, room), task.num_images)
+
+    def write(
+        self,
+        engine: Engine,
+        tasks: Sequence[Task],
+        indices: Sequence[int],
+        seed: int,
+        listener: PageListener | None = None,
+    ) -> list[Page]:
+        """Go on with some pages of a set, all in one batch.
+
+        Args:
+            engine: from ``engine``.
+            tasks: the pages.
+            indices: the index of each within the whole set.
+            seed: of the whole set; a page's own follows from it and its index.
+            listener: hears each token and each image as it is made.
+
+        Raises:
+            ArtifactError: the model drew values that are not finite.
+        """
+        requests = [
+            self.request(task, derive_seed(seed, "sample", index))
+            for task, index in zip(tasks, indices, strict=True)
+        ]
+        pages = engine.write(requests, listener)
+        drawn = [piece for page in pages for piece in page.pieces if isinstance(piece, Tensor)]
+        if not all(piece.isfinite().all() for piece in drawn):
+            raise ArtifactError(f"{self.loaded.folder} drew latents that are not finite.")
+        return pages
+
+    def show(self, latents: Sequence[Tensor]) -> Sequence[Image]:
+        """Latents (T, C) of images => uint8 (S, S, 3) each."""
+        if self.tokenizer is None or not latents:
+            return []
+        config = self.loaded.config
+        device = next(self.tokenizer.parameters()).device
+        raw = config.stats.denormalise(torch.stack(list(latents))).to(device)
+        with evaluating(self.tokenizer):
+            return list(to_images(self.tokenizer.decode(raw, config.fixed_grid)))
+
+    def _piece(self, piece: str | Question | Image, seed: int, name: str) -> Words | Picture:
+        if isinstance(piece, str):
+            return Words(self.text.encode(piece))
+        if isinstance(piece, Question):
+            return self.pages.question(piece.text)
+        return Picture(self._read(piece, seed, name))
+
+    def _read(self, image: Image, seed: int, name: str) -> Tensor:
+        """Normalised latents (T, C) of an image, drawn as in training."""
+        assert self.tokenizer is not None
+        size, device = self.tokenizer.image_size, next(self.tokenizer.parameters()).device
+        if min(image.shape[:2]) < size:
+            raise DataError(
+                f"An image of {name} is {image.shape[1]}x{image.shape[0]}, and the tokenizer takes "
+                f"{size}x{size}; larger ones are cropped."
+            )
+        media = to_tensor(center_crop(image, size)).unsqueeze(0).to(device)
+        with evaluating(self.tokenizer):
+            posterior = self.tokenizer.encode(media)
+        drawn = posterior.rule.draw(
+            posterior.mean.cpu(),
+            None if posterior.log_variance is None else posterior.log_variance.cpu(),
+            generator(seed, "image"),
+        )
+        return self.loaded.config.stats.normalise(drawn.squeeze(0))
+
+
+_OTHERS = {
+    "classes": ("class-conditional", "--class, -n, --cfg, --cfg-schedule, --steps and --npz"),
+    "speech": ("a text-to-speech model", "--text, --voice, --protocol and --data"),
+    "multimodal": ("no model of text", "--class"),
+}
+"""What other models are, and the options of ``sample`` that they take."""
