@@ -11,12 +11,13 @@ from latentlm_cli.progress import listener
 EXAMPLES = options.examples(
     "latentlm demo",
     "latentlm demo --modality speech --out speech-demo",
+    "latentlm demo --modality text --out text-demo",
 )
 
 
 def demo(
     modality: Annotated[
-        Literal["image", "speech"],
+        Literal["image", "speech", "text"],
         typer.Option("--modality", help="What the model learns to make."),
     ] = "image",
     out: Annotated[
@@ -26,7 +27,7 @@ def demo(
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """The whole path on real handwriting, or on speech, in minutes on two CPU cores.
+    """The whole path on handwriting, on speech, or on text with images, in minutes on two cores.
 
     Trains a sigma-VAE, tokenizes, trains a LatentLM, samples, measures, and
     writes a report. A second start reuses what is done.

@@ -210,6 +210,7 @@ TopP = Annotated[
 
 OPTIONS = {
     "classes": "--class",
+    "prompts": "--prompt",
     "guidance_schedule": "--cfg-schedule",
     "captions_of": "--caption",
     "question": "--ask",
@@ -221,7 +222,9 @@ OPTIONS = {
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that the user gave."""
-    return {name: value for name, value in settings.items() if value not in (None, False)}
+    return {
+        name: value for name, value in settings.items() if value is not None and value is not False
+    }
 
 
 def refuse(settings: dict[str, Any], sentence: str) -> None:

@@ -91,6 +91,8 @@ def sample(
         "top_p": top_p,
     }
     of_data = {"data": data, "split": split}
+    if data is None:
+        prompts.refuse({"split": split}, "{} is a part of --data, and none is named.")
     if texts or protocol:
         prompts.refuse(of_classes, "--text and --protocol are for speech; {} is for classes.")
         prompts.refuse(of_pages, "--text and --protocol are for speech; {} is for other models.")

@@ -46,6 +46,12 @@ from latentlm_core.tokenizers.sigma_vae import SigmaVAE, SigmaVAEConfig
 from latentlm_core.tokenizers.text import TextTokenizer
 
 Generator = LatentLM | Transfusion | DiT
+SAMPLE_OPTIONS = {
+    "classes": "--class, -n, --cfg, --cfg-schedule, --steps, --solver and --npz",
+    "speech": "--text, --voice, --stream and --protocol",
+    "multimodal": "--prompt, --caption, --ask, --text-only, --interleaved and --data",
+}
+"""What ``latentlm sample`` takes of a model, by its task."""
 
 
 class TokenizerExport(Config):
@@ -122,6 +128,8 @@ class GeneratorExport(Config):
         if (self.task == "multimodal") != (self.max_length is not None):
             raise ValueError("max_length is that of a model of text and images")
         if self.task != "classes":
+            if isinstance(self.model, DiTConfig):
+                raise ValueError("a DiT reads no text")
             if isinstance(self.model, LatentLMConfig) and not self.model.predicts_text:
                 raise ValueError("a model that reads text is one that predicts text")
             return self
@@ -148,7 +156,7 @@ class GeneratorExport(Config):
         if self.task == "multimodal":
             raise ArtifactError(
                 "This is a model of text and images, which has no classes.",
-                hint="It takes --prompt, --caption, --ask, --text-only, --interleaved or --data.",
+                hint=f"It takes {SAMPLE_OPTIONS[self.task]}.",
             )
 
     @property

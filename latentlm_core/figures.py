@@ -9,6 +9,7 @@ Axes: B images, H W image, S audio samples.
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from latentlm_core.files import write_bytes
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SHOWN_SIDE = 64
 """Images are enlarged by whole factors until they are about this large."""
+
+CAPTION_WIDTH, CAPTION_LINES = 22, 3
+"""Of a caption below an image, in characters and lines."""
 
 _NOT_DRAWN = frozenset({"step", "samples_seen", "samples_per_second", "data_wait_share"})
 _INK, _FAINT = "#333333", "#d0d0d0"
@@ -123,6 +127,29 @@ def class_grid(
         text.label1.set_parse_math(False)
     axes.tick_params(length=0, labelsize=11)
     axes.spines[:].set_visible(False)
+    _save(figure, path)
+
+
+def captioned_grid(
+    images: Sequence[Image], captions: Sequence[str], path: Path, columns: int = 6
+) -> None:
+    """Draw images, each over its text.
+
+    Args:
+        images: uint8 (H, W, 3) each.
+        captions: as many; broken into lines where they are long.
+        path: the PNG to write.
+        columns: images in a row.
+    """
+    columns = min(columns, len(images))
+    lines = -(-len(images) // columns)
+    figure = _figure(1.6 * columns, 2.1 * lines)
+    for place, (image, caption) in enumerate(zip(images, captions, strict=True), start=1):
+        axes = figure.add_subplot(lines, columns, place)
+        axes.imshow(image, interpolation="nearest")
+        axes.set_axis_off()
+        text = "\n".join(textwrap.wrap(caption, CAPTION_WIDTH)[:CAPTION_LINES])
+        axes.set_title(text, fontsize=7, parse_math=False, y=-0.02, va="top")
     _save(figure, path)
 
 

@@ -58,6 +58,14 @@ def random_lpips():
     return LPIPS("alex")
 
 
+@pytest.fixture(scope="session")
+def pages_home(tmp_path_factory):
+    """A workspace of tiny models of text and images; what tests write goes elsewhere."""
+    from tests.tiny_pages import make_home
+
+    return make_home(tmp_path_factory.mktemp("pages"))
+
+
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
     """Tiny tokenizers with their exports, by posterior kind."""

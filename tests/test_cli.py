@@ -137,7 +137,7 @@ def _metrics_of(workflow: Callable[..., Result]) -> Any:
         ("sample --protocol 3s-prefix --data x --cfg-schedule linear", "--cfg-schedule is for"),
         ("sample --voice a.wav", "--voice is for speech"),
         ("sample --class 3 --stream", "--stream is for speech"),
-        ("sample --class 3 --split train", "--split is for speech"),
+        ("sample --class 3 --split train", "--split is a part of --data"),
         ("sample --protocol 3s-prefix --data x --seconds 4", "'4' is not MIN:MAX"),
         ("sample --protocol 3s-prefix --data x --seconds 10:4", "'10:4' is not MIN:MAX"),
         ("sample --protocol 3s-prefix --data x --seconds a:b", "'a:b' is not MIN:MAX"),

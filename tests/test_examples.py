@@ -35,3 +35,11 @@ def test_the_speech_example_walks_the_whole_path(tmp_path):
     assert (tmp_path / "samples/pairs/evaluation/wer/report.html").is_file()
     assert (tmp_path / "samples/pairs/evaluation/wer-originals.json").is_file()
     assert len(list((tmp_path / "samples").glob("*/spectrograms.png"))) == 2
+
+
+def test_the_example_of_text_and_images_walks_the_whole_path(tmp_path):
+    walk("text_and_images.sh", tmp_path)
+    assert (tmp_path / "samples/drawn/grid.png").is_file()
+    assert (tmp_path / "samples/captions/evaluation/t2i.json").is_file()
+    reports = tmp_path / "runs/lm-embedded-shapes-pages-tiny/evaluation"
+    assert {path.name for path in reports.iterdir()} >= {"ppl-pydoc.json"}

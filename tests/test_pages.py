@@ -222,6 +222,11 @@ def test_what_is_learned_of_each_kind_of_document():
         ([Picture(drawn, learn=False), caption], [a, b, marks.eos], 0),
         ([Picture(drawn, learn=False), PAGES.question("q"), caption], [a, b, marks.eos], 0),
         ([PAGES.nothing, Picture(drawn)], [marks.eos], LENGTH),
+        (
+            [Picture(drawn, learn=False), *PAGES.answered([("q", "a"), ("r", "b")])],
+            [a, marks.eos, b, marks.eos],
+            0,
+        ),
     ]
     for pieces, targets, num_latents in cases:
         batch = pack([PAGES.document(pieces, "key")], 64)

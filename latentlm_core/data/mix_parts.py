@@ -111,6 +111,11 @@ class Gallery:
         drawn = self.latents.posterior.draw(record.mean.unsqueeze(0), variance, source)
         return self.stats.normalise(drawn.squeeze(0))
 
+    def some(self) -> Iterator[LatentRecord]:
+        """Some examples, from all over the set."""
+        step = -(-len(self) // NUM_LOOKED_AT)
+        return (self.latents.read_one(index) for index in range(0, len(self), step))
+
     def corpus(self) -> Iterator[str]:
         """All captions, questions and answers."""
         for index in range(len(self)):
@@ -126,6 +131,7 @@ class PairPart:
         gallery: the images.
         pages: how documents are written.
         directions: how often which.
+        max_questions: of a document, in an order that is drawn anew.
         condition_drop: share of the images to draw whose caption is dropped.
         learn_leading: whether an image that comes before its text is learned too.
         held_out: share of the images.
@@ -141,6 +147,7 @@ class PairPart:
         pages: Pages,
         directions: Directions,
         *,
+        max_questions: int,
         condition_drop: float,
         learn_leading: bool,
         held_out: float,
@@ -148,6 +155,7 @@ class PairPart:
     ) -> None:
         self.name = gallery.name
         self._gallery, self._pages, self._directions = gallery, pages, directions
+        self._max_questions = max_questions
         self._condition_drop, self._learn_leading = condition_drop, learn_leading
         self._order = EpochOrder(len(gallery), held_out, seed, 1, gallery.name)
         self._encode = lru_cache(maxsize=1 << 16)(pages.text.encode)
@@ -173,9 +181,9 @@ class PairPart:
         self, direction: int, record: LatentRecord, source: torch.Generator, condition_drop: float
     ) -> Document:
         if direction == ASK:
-            question, answer = _any_of(record.questions, source)
-            words = [self._pages.question(question), Words(self._encode(answer))]
-            return self._describe(record, words, source)
+            order = torch.randperm(len(record.questions), generator=source)
+            asked = [record.questions[place] for place in order[: self._max_questions].tolist()]
+            return self._describe(record, self._pages.answered(asked), source)
         caption = _any_of(captions_of(record.caption), source)
         if direction == DESCRIBE:
             return self._describe(record, [Words(self._encode(caption))], source)
@@ -206,14 +214,14 @@ class PairPart:
         )
 
     def _check(self) -> None:
-        first = range(min(len(self._gallery), NUM_LOOKED_AT))
-        if not any(self._chances(self._gallery.latents.read_one(i)).any() for i in first):
+        if not any(self._chances(record).any() for record in self._gallery.some()):
             raise DataError(
                 f"{self.name} has no captions and no questions for the directions that are wanted.",
-                hint="Tokenize data with captions, such as coloured-digits or a folder with .txt.",
+                hint=_CAPTIONS,
             )
 
 
+_CAPTIONS = "Tokenize data with captions, such as coloured-digits or a folder with .txt."
 DRAW, DESCRIBE, ASK = range(3)
 
 
@@ -226,6 +234,9 @@ class ComposedPart:
         max_images: of a document; it has at least two.
         held_out: share of the images.
         seed: of the run.
+
+    Raises:
+        DataError: no example has a caption.
     """
 
     def __init__(
@@ -234,6 +245,10 @@ class ComposedPart:
         self.name = f"interleaved:{gallery.name}"
         self._gallery, self._pages, self._max_images = gallery, pages, max_images
         self._order = EpochOrder(len(gallery), held_out, seed, 1, gallery.name)
+        if not any(captions_of(record.caption) for record in gallery.some()):
+            raise DataError(
+                f"{gallery.name} has no captions to compose documents of.", hint=_CAPTIONS
+            )
 
     def document(self, place: int, source: torch.Generator) -> Document:
         """See ``Part``."""
@@ -326,10 +341,14 @@ def read_documents(path: Path, latents: LatentSet) -> list[list[str | int]]:
     """
     indices = {latents.key(index): index for index in range(len(latents))}
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from None
-    rows = [_read_row(line, f"{path}:{number}", indices) for number, line in enumerate(lines, 1)]
+    rows = [
+        _read_row(line, f"{path}:{number}", indices)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
     if not rows:
         raise DataError(f"{path} holds no documents.")
     return rows
@@ -338,6 +357,8 @@ def read_documents(path: Path, latents: LatentSet) -> list[list[str | int]]:
 def _read_row(line: str, where: str, indices: dict[str, int]) -> list[str | int]:
     try:
         found = json.loads(line)["pieces"]
+        if not isinstance(found, list):
+            raise TypeError
         pieces = [piece if isinstance(piece, str) else str(piece["image"]) for piece in found]
         is_image = [not isinstance(piece, str) for piece in found]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -10,12 +10,15 @@ mix of text, pairs and interleaved documents is 2 : 1 : 1.
 
 How many documents of each part are in the batches before batch k follows from k alone, so a batch
 is a function of (seed, its number), and a run goes on at a number.
+
+A document of images that is longer than a row is left out, and the next one that fits stands in.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from pydantic import Field
 
 from latentlm_core.config import Config
@@ -23,13 +26,15 @@ from latentlm_core.data.documents import Document, pack
 from latentlm_core.data.mix_parts import Directions, Part
 from latentlm_core.data.order import batches_from
 from latentlm_core.data.packing import SequenceBatch
-from latentlm_core.errors import ConfigError
+from latentlm_core.errors import ConfigError, DataError
 from latentlm_core.runtime import generator
 from latentlm_core.tokenizers.base import LatentStats
 from latentlm_core.tokenizers.text import TextConfig
 
 NUM_MEASURED = 256
 """Documents from which the mean length of a part is told."""
+NUM_TRIED = 1000
+"""Documents in a row that may be too long before a run gives up."""
 TEXT, INTERLEAVED = "text:", "interleaved:"
 
 
@@ -44,6 +49,8 @@ class MultimodalDataConfig(Config):
     """Elements of a packed row at most."""
     directions: Directions = Directions()
     """How often a pair is read in which direction."""
+    max_questions: int = Field(default=4, ge=1)
+    """Of an image that is asked about, one after the other in an order that is drawn anew."""
     condition_drop: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the images to draw whose caption is dropped, so that guidance works."""
     learn_leading_images: bool = False
@@ -111,9 +118,10 @@ class Mixture:
     Attributes:
         stats: as given.
         rates: documents a batch of each part, on average.
+        left_out: share of the documents of each part that are too long for a row.
 
     Raises:
-        ConfigError: a batch is too small for some part.
+        ConfigError: a batch is too small for every part, or a row for some part.
     """
 
     def __init__(
@@ -128,7 +136,8 @@ class Mixture:
         self.stats = stats
         self.config = config
         self._parts, self._seed, self._read_ahead = parts, seed, read_ahead
-        lengths = [self._mean_length(part) for part in parts]
+        lengths, left_out = zip(*map(self._measure, parts), strict=True)
+        self.left_out: tuple[float, ...] = left_out
         self.rates = [
             config.batch_elements * weight / length
             for weight, length in zip(weights, lengths, strict=True)
@@ -147,7 +156,7 @@ class Mixture:
         """Training batch ``number`` of the endless run."""
         source = generator(self._seed, "batch", number)
         documents = [
-            part.document(place, source)
+            self._fitting(part, place, source)
             for part, rate in zip(self._parts, self.rates, strict=True)
             for place in range(_before(number, rate), _before(number + 1, rate))
         ]
@@ -157,13 +166,33 @@ class Mixture:
         """The validation batches: the same draws each time, no dropped conditions."""
         for number, part in enumerate(self._parts):
             source = generator(self._seed, "held-out part", number)
-            for documents in _groups(part.held_out(source), self.config.batch_elements):
+            fitting = (one for one in part.held_out(source) if self._fits(one))
+            for documents in _groups(fitting, self.config.batch_elements):
                 yield pack(documents, self.config.row_length)
 
-    def _mean_length(self, part: Part) -> float:
+    def _fits(self, document: Document) -> bool:
+        return len(document) <= self.config.row_length
+
+    def _fitting(self, part: Part, place: int, source: torch.Generator) -> Document:
+        """The document at a place, or the next one that fits in a row."""
+        documents = (part.document(place + later, source) for later in range(NUM_TRIED))
+        found = next(filter(self._fits, documents), None)
+        if found is None:
+            raise DataError(f"{NUM_TRIED} documents in a row of {part.name} are too long.")
+        return found
+
+    def _measure(self, part: Part) -> tuple[float, float]:
+        """The mean length of the documents that fit in a row, and the share of the others."""
         source = generator(self._seed, "lengths", part.name)
-        lengths = [len(part.document(place, source)) for place in range(NUM_MEASURED)]
-        return sum(lengths) / len(lengths)
+        documents = [part.document(place, source) for place in range(NUM_MEASURED)]
+        lengths = [len(document) for document in documents if self._fits(document)]
+        if not lengths:
+            shortest = min(map(len, documents))
+            raise ConfigError(
+                f"No document of {part.name} fits in a row of {self.config.row_length} elements.",
+                hint=f"Say --set data.row_length={shortest} or more.",
+            )
+        return sum(lengths) / len(lengths), 1 - len(lengths) / NUM_MEASURED
 
 
 def _before(number: int, rate: float) -> int:
@@ -185,17 +214,19 @@ def _groups(documents: Iterable[Document], num_elements: int) -> Iterator[list[D
 
 def _parse_part(part: str, mix: str) -> PartSpec:
     name, weight = _split_weight(part)
-    if not name or name in (TEXT, INTERLEAVED):
-        raise ConfigError(f"{mix!r} has an empty part; a mix is like text:FOLDER=2,latents/NAME=1.")
-    if weight is not None and not 0 <= weight < float("inf"):
-        raise ConfigError(f"The weight of {name} is {weight:g}; it must be 0 or more.")
     share = 1.0 if weight is None else weight
+    if not 0 <= share < float("inf"):
+        raise ConfigError(f"The weight of {name} is {share:g}; it must be 0 or more, and finite.")
     if name.startswith(TEXT):
-        return PartSpec("text", name.removeprefix(TEXT), None, share)
-    if name.startswith(INTERLEAVED):
-        latents, plus, documents = name.removeprefix(INTERLEAVED).partition("+")
-        return PartSpec("interleaved", latents, documents if plus else None, share)
-    return PartSpec("pairs", name, None, share)
+        spec = PartSpec("text", name.removeprefix(TEXT), None, share)
+    elif name.startswith(INTERLEAVED):
+        source, plus, documents = name.removeprefix(INTERLEAVED).partition("+")
+        spec = PartSpec("interleaved", source, documents if plus else None, share)
+    else:
+        spec = PartSpec("pairs", name, None, share)
+    if not spec.source or spec.documents == "":
+        raise ConfigError(f"{mix!r} has an empty part; a mix is like text:FOLDER=2,latents/NAME=1.")
+    return spec
 
 
 def _split_weight(part: str) -> tuple[str, float | None]:

@@ -3,7 +3,7 @@
     bos text eos                                text
     bos caption bod latents eod eos             an image after its caption
     bos bod latents eod caption eos             a caption after its image
-    bos bod latents eod question NEWLINE answer eos
+    bos bod latents eod question NEWLINE answer eos [question NEWLINE answer eos ...]
     bos null bod latents eod eos                an image whose condition was dropped
     bos text bod latents eod text bod latents eod ... eos
 
@@ -69,6 +69,15 @@ class Pages:
     def question(self, question: str) -> Words:
         """A question that waits for its answer."""
         return Words(self.text.encode(question + ANSWER), learn=False)
+
+    def answered(self, questions: Sequence[tuple[str, str]]) -> list[Words]:
+        """Questions with their answers, each of which ends as a document does."""
+        words: list[Words] = []
+        for question, answer in questions:
+            if words:
+                words[-1] = Words([*words[-1].ids, self.text.marks.eos])
+            words += [self.question(question), Words(self.text.encode(answer))]
+        return words
 
     def document(self, pieces: Sequence[Words | Picture], key: str) -> Document:
         """A whole document, its end to be predicted."""

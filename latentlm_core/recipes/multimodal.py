@@ -47,15 +47,15 @@ MULTIMODAL_VAE_RECIPES: Mapping[str, VAERecipe] = {
     "coloured-digits": VAERecipe(
         tokenizer=SigmaVAEConfig(
             latent_channels=48,
-            posterior=LatentPosteriorConfig(std=0.35),
-            network=ConvConfig(image_size=32, channels=(96, 192), num_blocks=2, stem_patch_size=4),
+            posterior=LatentPosteriorConfig(std=0.2),
+            network=ConvConfig(image_size=32, channels=(96, 192), num_blocks=1, stem_patch_size=4),
         ),
         loss=VAELossConfig(reconstruction="l2", beta=1e-4),
-        data=ImageDataConfig(batch_size=64, flip=False),
+        data=ImageDataConfig(batch_size=16, flip=False),
         trainer=TrainerConfig(
-            total_steps=1000, save_every=250, validate_every=250, log_every=20, ema_decay=0.99
+            total_steps=6500, save_every=1500, validate_every=2000, log_every=100, ema_decay=0.99
         ),
-        optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95)),
+        optimizer=OptimizerConfig(lr=1.5e-3, betas=(0.9, 0.95), warmup_steps=50, clip_norm=0.2),
     ),
     "emoji": VAERecipe(
         tokenizer=SigmaVAEConfig(
@@ -97,6 +97,18 @@ MULTIMODAL_LM_RECIPES: Mapping[str, LMRecipe] = {
     ),
     "transfusion-coloured-digits": _small_run(
         TransfusionSize(backbone=_SMALL_BACKBONE, head_layers=2)
+    ),
+    "pages-tiny": LMRecipe(
+        model=LatentLMSize(
+            backbone=TransformerConfig(
+                hidden_size=128, num_layers=2, num_heads=2, intermediate_size=256
+            ),
+            head=DiffusionHeadConfig(num_layers=2, intermediate_size=256),
+        ),
+        data=MultimodalDataConfig(batch_elements=1024, row_length=256),
+        trainer=TrainerConfig(total_steps=60, save_every=60, log_every=10, ema_decay=0.95),
+        optimizer=OptimizerConfig(lr=2e-3, warmup_steps=10),
+        sampler=SamplerConfig(guidance_scale=1.5, num_inference_steps=5),
     ),
     "emoji": LMRecipe(
         model=LatentLMSize(

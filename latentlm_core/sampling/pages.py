@@ -44,12 +44,20 @@ class PageRequest:
         num_tokens: tokens to write at most, marks not counted; with 0 the page ends with its
             images.
         num_images: images to draw at most.
+        room: tokens, latents and the marks around these to add at most, where there is a bound.
     """
 
     prompt: Prompt
     seed: int
     num_tokens: int = 0
     num_images: int = 0
+    room: int | None = None
+
+    def allows(self, num_tokens: int, num_images: int, num_latents: int) -> bool:
+        """Whether so many tokens and images, of T latents, may be added in all."""
+        num_elements = num_tokens + num_images * (num_latents + 2)
+        is_room = self.room is None or num_elements <= self.room
+        return is_room and num_tokens <= self.num_tokens and num_images <= self.num_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +137,7 @@ class _Row:
     index: int
     request: PageRequest
     source: torch.Generator
+    num_latents: int
     place: int | None
     num_tokens: int = 0
     num_images: int = 0
@@ -144,11 +153,11 @@ class _Row:
 
     @property
     def may_draw(self) -> bool:
-        return self.num_images < self.request.num_images
+        return self.request.allows(self.num_tokens, self.num_images + 1, self.num_latents)
 
     @property
     def may_write(self) -> bool:
-        return self.num_tokens < self.request.num_tokens
+        return self.request.allows(self.num_tokens + 1, self.num_images, self.num_latents)
 
 
 class _Batch:
@@ -166,6 +175,7 @@ class _Batch:
                 index,
                 request,
                 generator(request.seed, "words"),
+                engine.num_latents,
                 place=0 if int(request.prompt.ids[-1]) == bod else None,
             )
             for index, request in enumerate(requests)

@@ -46,6 +46,7 @@ class _Draft:
     request: PageRequest
     prompt: Prompt
     source: torch.Generator
+    num_latents: int
     num_tokens: int = 0
     num_images: int = 0
     pieces: list[tuple[int, ...] | Tensor] = field(default_factory=list)
@@ -53,11 +54,11 @@ class _Draft:
 
     @property
     def may_draw(self) -> bool:
-        return self.num_images < self.request.num_images
+        return self.request.allows(self.num_tokens, self.num_images + 1, self.num_latents)
 
     @property
     def may_write(self) -> bool:
-        return self.num_tokens < self.request.num_tokens
+        return self.request.allows(self.num_tokens + 1, self.num_images, self.num_latents)
 
 
 class TransfusionEngine:
@@ -121,7 +122,13 @@ class TransfusionEngine:
         sizes = [Draws(config.num_latents * one.num_images, one.seed) for one in requests]
         noise = draw_noise(sizes, config.latent_channels, self.num_fresh)
         drafts = [
-            _Draft(index, request, request.prompt, generator(request.seed, "words"))
+            _Draft(
+                index,
+                request,
+                request.prompt,
+                generator(request.seed, "words"),
+                config.num_latents,
+            )
             for index, request in enumerate(requests)
         ]
         with evaluating(self.model):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from latentlm_core.data.coloured_digits import ColouredDigitSource, parse_caption
-from latentlm_core.errors import ArtifactError, CorruptFileError, MissingExtraError
+from latentlm_core.errors import ArtifactError, CorruptFileError, DataError, MissingExtraError
 from latentlm_core.evaluation.clip_score import DEFAULT_CLIP, clip_score, load_clip
 from latentlm_core.evaluation.digit_checker import DigitChecker
 from latentlm_core.evaluation.image_sets import ImageSet, image_folder
@@ -58,6 +58,10 @@ def evaluate_text_to_image(
     folder = find_samples(samples, progress)
     settings = read_json(folder / "settings.json")
     images, prompts = image_folder(folder), _prompts(folder)
+    if len(images) != len(prompts):
+        raise DataError(
+            f"{folder} has {len(images)} images of {len(prompts)} prompts, not one each."
+        )
     values: dict[str, Any] = {"images": len(images)}
     details: dict[str, Any] = {"metric": "text-to-image", "samples_settings": settings}
     if extractor != "none":
@@ -92,12 +96,15 @@ def _prompts(folder: Path) -> list[str]:
     """
     try:
         rows = [json.loads(line) for line in (folder / "samples.jsonl").read_bytes().splitlines()]
-        return [str(row["prompt"]) for row in rows if row["file"]]
+        prompts = [row["prompt"] for row in rows if row["file"]]
     except (OSError, ValueError, KeyError, TypeError):
+        prompts = []
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise CorruptFileError(
             f"{folder / 'samples.jsonl'} names no prompts, so its images were drawn of none.",
             hint="Draw some with: latentlm sample --prompt or --data",
-        ) from None
+        )
+    return prompts
 
 
 def _clip(

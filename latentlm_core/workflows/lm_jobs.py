@@ -184,6 +184,11 @@ class MultimodalJob:
             f"{part.kind} {Path(part.documents or part.source).name}" for part in self._data.parts
         ]
         rates = self.stream.rates
+        too_long = {
+            name: round(share, 3)
+            for name, share in zip(names, self.stream.left_out, strict=True)
+            if share
+        }
         return {
             "text_ids": self.text.num_text_ids,
             "elements_per_step": self.stream.config.batch_elements
@@ -192,6 +197,7 @@ class MultimodalJob:
                 name: round(rate * self._config.trainer.accumulate, 1)
                 for name, rate in zip(names, rates, strict=True)
             },
+            **({"too_long_share": too_long} if too_long else {}),
         }
 
     @property

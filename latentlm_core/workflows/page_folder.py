@@ -49,22 +49,20 @@ class PageFolder(ClaimedFolder):
             "index": index,
             "file": images[0] if images else None,
             "prompt": prompt,
-            "text": "".join(piece for piece in pieces if isinstance(piece, str)),
+            "text": "\n".join(piece for piece in pieces if isinstance(piece, str)),
             "pieces": shown,
             "ended_by": ended_by,
             "seed": seed,
         }
         write_json(self.file(index), page)
 
-    def pages(self, count: int) -> list[dict[str, Any]]:
-        """The first ``count`` pages."""
-        return [read_json(self.file(index)) for index in range(count)]
+    def pages(self) -> list[dict[str, Any]]:
+        """All pages that are there, in their order."""
+        return [read_json(path) for path in sorted(self.path.glob(f"[0-9]*[0-9]{self.suffix}"))]
 
-    def finish(self, count: int) -> dict[str, str]:
+    def finish(self) -> dict[str, str]:
         """Write ``samples.jsonl`` of all pages that are there, and the grid; where they are."""
-        stems = [path.stem for path in self.path.glob("[0-9]*.json")]
-        count = max([count, *(int(stem) + 1 for stem in stems if stem.isdecimal())])
-        rows = self.pages(count)
+        rows = self.pages()
         shared = {
             name: self.settings[name]
             for name in ("model_sha256", "data", "sampler", "text_sampler")

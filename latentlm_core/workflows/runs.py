@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from latentlm_core.data.sources import attribution
 from latentlm_core.progress import Progress
 from latentlm_core.recipes import LMRecipe, VAERecipe
 from latentlm_core.runtime import machine, versions
@@ -19,6 +20,13 @@ def default_recipe(data: str, known: tuple[str, ...], otherwise: str, progress: 
     chosen = name if name in known else otherwise
     progress.note(f"Using the recipe {chosen}")
     return chosen
+
+
+def acknowledge(data: str, progress: Progress) -> None:
+    """Name those whose work a data set is, where its licence asks for it."""
+    whose = attribution(data)
+    if whose is not None:
+        progress.note(f"{data}: {whose}")
 
 
 def run_name(kind: str, data: str, recipe: str | None) -> str:
@@ -49,6 +57,7 @@ def provenance(
     """What an export says about the run that it comes from."""
     return {
         "data": data,
+        "attribution": attribution(data),
         "recipe": recipe,
         "config": config,
         "step": result.step,

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from latentlm_core.artifacts import LoadedGenerator, SpeechBounds
+from latentlm_core.artifacts import SAMPLE_OPTIONS, LoadedGenerator, SpeechBounds
 from latentlm_core.data.audio import ClipLimits, check_clip, prepare
 from latentlm_core.data.base import Clip
 from latentlm_core.data.utterances import SpokenText, Voice
@@ -105,9 +105,11 @@ class Speaking:
         """
         model, text, bounds = loaded.model, loaded.text, loaded.config.speech
         if text is None or bounds is None or not isinstance(model, LatentLM):
+            is_of_pages = loaded.config.task == "multimodal"
+            what = "a model of text and images" if is_of_pages else "class-conditional"
             raise ArtifactError(
-                f"{loaded.folder} is class-conditional, so it cannot read a text.",
-                hint="It takes --class, -n, --cfg, --cfg-schedule, --steps, --solver and --npz.",
+                f"{loaded.folder} is {what}, so it cannot read a text aloud.",
+                hint=f"It takes {SAMPLE_OPTIONS[loaded.config.task]}.",
             )
         tokenizer = matching_tokenizer(loaded, vae, device, progress)
         return cls(loaded, model, tokenizer, text, bounds)

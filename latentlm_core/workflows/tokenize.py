@@ -14,6 +14,7 @@ from latentlm_core.errors import ConfigError
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
 from latentlm_core.runtime import resolve_device
+from latentlm_core.workflows.runs import acknowledge
 from latentlm_core.workflows.workspace import find_export, slug, workspace
 
 
@@ -55,6 +56,7 @@ def tokenize(
         LatentLMError: anything that the user can mend.
     """
     where = resolve_device(device)
+    acknowledge(data, progress)
     tokenizer = load_tokenizer(find_export(vae, "sigma-vae", progress), where)
     name = slug(data) + ("" if split == "train" else f"-{split}")
     folder = out or workspace() / "latents" / name

@@ -26,6 +26,7 @@ from latentlm_core.training.trainer import Trainer
 from latentlm_core.workflows.lm_jobs import make_job
 from latentlm_core.workflows.lm_start import begin_with
 from latentlm_core.workflows.runs import (
+    acknowledge,
     decisive,
     default_recipe,
     is_exported,
@@ -81,6 +82,7 @@ def train_lm(
         config = begin_with(start, config, overrides, progress)
     folder = out or workspace() / "runs" / run_name("lm", learned.name, recipe)
     where = resolve_device(device)
+    acknowledge(learned.source, progress)
     read_ahead = READ_AHEAD if where.type == "cuda" else 0
     job = make_job(learned, config, read_ahead)
     size = job.size

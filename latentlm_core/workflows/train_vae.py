@@ -21,6 +21,7 @@ from latentlm_core.training.hardware import autocast_dtype
 from latentlm_core.training.runlog import read_metrics
 from latentlm_core.training.trainer import Trainer
 from latentlm_core.workflows.runs import (
+    acknowledge,
     decisive,
     default_recipe,
     is_exported,
@@ -67,6 +68,7 @@ def train_vae(
     config = vae_recipe(chosen, overrides)
     folder = out or workspace() / "runs" / run_name("vae", data, recipe)
     where = resolve_device(device)
+    acknowledge(data, progress)
     vae = build_tokenizer(config.tokenizer, config.trainer.seed)
     job = make_job(data, config, vae)
     plan = job.plan

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Self
 
@@ -25,8 +26,8 @@ from latentlm_core.tokenizers.base import LatentStats
 from latentlm_core.tokenizers.text import TextTokenizer, make_tokenizer
 from latentlm_core.workflows.workspace import find_latents
 
-MAX_CORPUS = 4096
-"""Texts of a part that a text tokenizer is trained on."""
+MAX_CORPUS = 1 << 22
+"""Characters of a set of texts that a text tokenizer is trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,7 @@ class Library:
             gallery,
             pages,
             config.directions,
+            max_questions=config.max_questions,
             condition_drop=config.condition_drop,
             learn_leading=config.learn_leading_images,
             held_out=config.held_out,
@@ -158,7 +160,20 @@ class Library:
         for gallery in self._galleries.values():
             yield from gallery.corpus()
         for texts in self._texts.values():
-            yield from (texts[place].text for place in range(MAX_CORPUS))
+            yield from _first_of(texts)
+
+
+def _first_of(texts: EndlessTexts) -> Iterator[str]:
+    """The first texts of a set, each once."""
+    seen: set[str] = set()
+    num_characters = 0
+    for place in count():
+        text, key = texts[place]
+        num_characters += len(text)
+        if key in seen or num_characters > MAX_CORPUS:
+            return
+        seen.add(key)
+        yield text
 
 
 def _check_alike(sets: dict[str, LatentSet]) -> None:

@@ -16,6 +16,7 @@ from latentlm_core.artifacts import load_generator
 from latentlm_core.config import build
 from latentlm_core.data.base import Image
 from latentlm_core.diffusion import Solver
+from latentlm_core.errors import ConfigError
 from latentlm_core.files import locked
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
@@ -34,7 +35,7 @@ from latentlm_core.workflows.tasks import (
     text_task,
 )
 from latentlm_core.workflows.workspace import find_export, slug, workspace
-from latentlm_core.workflows.writing import Engine, Task, Writing
+from latentlm_core.workflows.writing import Engine, Question, Task, Writing
 
 TextSink = Callable[[str], None]
 """Takes text as it is written."""
@@ -82,7 +83,8 @@ def write(
         page: a JSON file of words and images to go on with; the model says when it draws.
         data: a data set whose captions are drawn.
         split: of ``data``, train or test.
-        num_samples: of each prompt, 1 if left out; of the captions of ``data``, all if left out.
+        num_samples: of each prompt, all of them in turn, 1 if left out; of the captions of
+            ``data``, all if left out.
         max_tokens: tokens of a page at most.
         seed: of the whole; each page's own seed follows from it and the page's index.
         guidance_scale: of images; by default the model's own, as with the next two.
@@ -95,7 +97,7 @@ def write(
         vae: another tokenizer with the same weights than the one in the model's export.
         device: auto, cpu, cuda, ...
         dry_run: only tell what would happen.
-        sink: takes the text of a single page while it is written.
+        sink: takes the text of a single page while it is written, and a line's end.
         progress: listener.
 
     Returns:
@@ -108,12 +110,16 @@ def write(
         {
             "--prompt": bool(prompts),
             "--caption": bool(captions_of),
-            "--ask": question is not None,
+            "--ask": question is not None or bool(images),
             "--text-only": bool(text_only),
             "--interleaved": page is not None,
             "--data": data is not None,
         }
     )
+    if (images and question is None) or (question is not None and not images):
+        raise ConfigError(
+            "--ask is a question about each --image, so neither goes without the other."
+        )
     where = resolve_device(device)
     loaded = load_generator(find_export(model, "generator", progress), where)
     writing = Writing.of(loaded, vae, where, progress)
@@ -130,11 +136,9 @@ def write(
         *([] if page is None else [page_task(page, max_tokens)]),
     ]
     tasks: Sequence[Task] = (
-        [task for task in asked for _ in range(num_samples or 1)]
-        if data is None
-        else CaptionTasks(data, split, num_samples)
+        asked * (num_samples or 1) if data is None else CaptionTasks(data, split, num_samples)
     )
-    for task in asked:
+    for task in asked or [tasks[0]]:
         writing.request(task, seed)
     settings = {
         "model_sha256": loaded.sha256,
@@ -168,11 +172,11 @@ def write(
     with locked(folder.path):
         folder.claim()
         _write_missing(folder, writing, engine, tasks, seed, batch_size, sink, progress)
-        files |= folder.finish(len(tasks))
-    pages = folder.pages(min(len(tasks), NUM_SHOWN))
-    written = [page["text"] for page in pages if page["text"]]
+        files |= folder.finish()
+    pages = folder.pages()[: min(len(tasks), NUM_SHOWN)]
+    written = {str(page["index"]): page["text"] for page in pages if page["text"]}
     if written:
-        figures["text"] = written[0] if len(tasks) == 1 else written
+        figures["text"] = written["0"] if len(tasks) == 1 else written
     return Result("Pages made", figures, files, settings)
 
 
@@ -188,14 +192,16 @@ def _write_missing(
 ) -> None:
     """Make what is not there yet, batch by batch."""
     missing = folder.missing(len(tasks))
-    listener = None
-    if sink is not None and len(tasks) == 1:
-        listener = _streaming(writing, sink)
-    with progress.bar("writing", len(tasks), "pages", len(tasks) - len(missing)) as bar:
+    heard = sink if len(tasks) == 1 and tasks[0].num_tokens else None
+    listener = heard and _streaming(writing, heard)
+    told = SILENT if heard else progress  # a bar would run through the text
+    with told.bar("writing", len(tasks), "pages", len(tasks) - len(missing)) as bar:
         for start in range(0, len(missing), batch_size):
             indices = missing[start : start + batch_size]
             wanted = [tasks[index] for index in indices]
             pages = writing.write(engine, wanted, indices, seed, listener)
+            if heard:
+                heard("\n")
             for index, task, page in zip(indices, wanted, pages, strict=True):
                 pieces = _readable(writing, page)
                 own = derive_seed(seed, "sample", index)
@@ -233,8 +239,9 @@ def _streaming(writing: Writing, sink: TextSink) -> PageListener:
 
 
 def _prompt(task: Task) -> str:
-    """The words of a prompt."""
-    return "".join(piece for piece in task.pieces if isinstance(piece, str))
+    """The words of a prompt, questions among them."""
+    words = (piece.text if isinstance(piece, Question) else piece for piece in task.pieces)
+    return "\n".join(piece for piece in words if isinstance(piece, str))
 
 
 def _fingerprint(task: Task) -> list[str]:

@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from latentlm_core.artifacts import LoadedGenerator
+from latentlm_core.artifacts import SAMPLE_OPTIONS, LoadedGenerator
 from latentlm_core.data.base import Image
 from latentlm_core.data.media import center_crop, to_images, to_tensor
 from latentlm_core.data.pages import Pages, Picture, Words
@@ -90,10 +90,10 @@ class Writing:
         """
         config, text, model = loaded.config, loaded.text, loaded.model
         if config.task != "multimodal" or text is None or isinstance(model, DiT):
-            what, options = _OTHERS[config.task]
+            what = "class-conditional" if config.task == "classes" else "a text-to-speech model"
             raise ArtifactError(
-                f"{loaded.folder} is {what}, which takes no prompt of text and images.",
-                hint=f"It takes {options}.",
+                f"{loaded.folder} is {what}, and this needs a model of text and images.",
+                hint=f"Of that model, latentlm sample takes {SAMPLE_OPTIONS[config.task]}.",
             )
         tokenizer = None
         if config.tokenizer_sha256 is not None:
@@ -140,8 +140,8 @@ class Writing:
         if task.draw and not pieces:
             pieces = [self.pages.nothing]
         page = self.pages.prompt(pieces, task.draw)
-        room = self.max_length - len(page) - (task.draw and self.num_latents + 1)
-        if room < (0 if task.draw else 1):
+        room = self.max_length - len(page)
+        if room < (self.num_latents + 1 if task.draw else 1):
             raise DataError(
                 f"{task.name} has {len(page)} elements"
                 f"{f' and an image {self.num_latents} more' if task.draw else ''}, and the model "
@@ -149,7 +149,7 @@ class Writing:
                 hint="Shorten the prompt, or train with a longer data.row_length.",
             )
         prompt = Prompt(page.ids, page.latents, page.kind, page.position)
-        return PageRequest(prompt, seed, min(task.num_tokens, room), task.num_images)
+        return PageRequest(prompt, seed, min(task.num_tokens, room), task.num_images, room)
 
     def write(
         self,
@@ -216,11 +216,3 @@ class Writing:
             generator(seed, "image"),
         )
         return self.loaded.config.stats.normalise(drawn.squeeze(0))
-
-
-_OTHERS = {
-    "classes": ("class-conditional", "--class, -n, --cfg, --cfg-schedule, --steps and --npz"),
-    "speech": ("a text-to-speech model", "--text, --voice, --protocol and --data"),
-    "multimodal": ("no model of text", "--class"),
-}
-"""What other models are, and the options of ``sample`` that they take."""
