@@ -22,10 +22,10 @@ from typing import Any
 
 DATA, TEXT = "coloured-digits", "pydoc"
 MODELS: dict[str, dict[str, Any]] = {
-    "unified": {"mix": "text:{text}=1,{latents}=5,interleaved:{latents}=1"},
-    "text": {"mix": "text:{text}", "elements": 1 / 7},
+    "unified": {"mix": "text:{text}=1,{latents}=10,interleaved:{latents}=1"},
+    "text": {"mix": "text:{text}", "elements": 1 / 12},
     "transfusion": {
-        "mix": "text:{text}=1,{latents}=5,interleaved:{latents}=1",
+        "mix": "text:{text}=1,{latents}=10,interleaved:{latents}=1",
         "recipe": "transfusion-coloured-digits",
     },
     "pairs": {"mix": "{latents}=1"},

@@ -187,6 +187,38 @@ def test_conv_takes_other_sizes_and_any_stem() -> None:
         assert vae.decode(vae.encode(media).mean, (4, 2)).shape == media.shape
 
 
+@pytest.mark.parametrize("kind", [PosteriorKind.GAUSSIAN, PosteriorKind.LEARNED])
+def test_folded_latents_are_those_of_the_same_network_four_at_a_time(kind) -> None:
+    posterior = LatentPosteriorConfig(kind=kind)
+    fine, folded = (
+        build_tokenizer(
+            SigmaVAEConfig(
+                latent_channels=channels,
+                posterior=posterior,
+                network=ConvConfig(image_size=32, channels=(8, 16), latent_patch_size=patch),
+            )
+        )
+        for channels, patch in ((3, 1), (12, 2))
+    )
+    folded.load_state_dict(fine.state_dict())
+    media = images(2, height=32, width=16)
+    apart, together = fine.encode(media), folded.encode(media)
+    assert (fine.grid(media.shape), folded.grid(media.shape)) == ((8, 4), (4, 2))
+    for one, four in ((apart.mean, together.mean), (apart.log_variance, together.log_variance)):
+        if one is not None:
+            parts = one.unflatten(1, (4, 2, 2, 2)).permute(0, 1, 3, 5, 2, 4)
+            torch.testing.assert_close(parts.reshape(2, 8, 12), four)
+    torch.testing.assert_close(
+        fine.decode(apart.mean, (8, 4)), folded.decode(together.mean, (4, 2))
+    )
+
+
+def test_latents_that_do_not_fold_are_refused() -> None:
+    network = ConvConfig(image_size=32, channels=(8, 16), latent_patch_size=2)
+    with pytest.raises(ConfigError, match="6 channels do not part into 2x2"):
+        build_tokenizer(SigmaVAEConfig(latent_channels=6, network=network))
+
+
 def test_autocast_leaves_the_posterior_in_float32() -> None:
     vae = build_tokenizer(SigmaVAEConfig(network=TINY_VIT))
     with torch.autocast("cpu", torch.bfloat16):

@@ -22,7 +22,7 @@ from latentlm_core.runtime import machine, resolve_device, versions
 from latentlm_core.workflows.workspace import workspace
 
 DATA, TEXT = "coloured-digits", "pydoc"
-MIX = "text:{text}=1,{latents}=5,interleaved:{latents}=1"
+MIX = "text:{text}=1,{latents}=10,interleaved:{latents}=1"
 NUM_DRAWN = 500
 """Captions of held-out images that are drawn."""
 NUM_DESCRIBED = 500
@@ -144,8 +144,8 @@ def _page(
     return ReportPage(
         title="One model that reads and writes text and images",
         lead=(
-            "A sigma-VAE turns each image into 16 continuous latents. One causal Transformer with "
-            "a softmax head and a diffusion head draws images of captions, describes images, "
+            "A sigma-VAE turns each image into four continuous latents. One causal Transformer "
+            "with a softmax head and a diffusion head draws images of captions, describes images, "
             f"answers questions about them and writes text. Trained from nothing on {where}."
         ),
         figures=figures,

@@ -6,6 +6,7 @@ model; the noise law, alpha and the optimiser are its own.
 
 from collections.abc import Mapping
 
+from latentlm_core.data.mix_parts import Directions
 from latentlm_core.data.mixture import MultimodalDataConfig
 from latentlm_core.models.heads import DiffusionHeadConfig
 from latentlm_core.models.latent_lm import LatentLMSize
@@ -23,7 +24,7 @@ from latentlm_core.training.trainer import TrainerConfig
 from latentlm_core.training.vae_task import VAELossConfig
 
 _SMALL_BACKBONE = TransformerConfig(
-    hidden_size=192, num_layers=6, num_heads=3, intermediate_size=512, norm_affine=True
+    hidden_size=256, num_layers=3, num_heads=8, intermediate_size=704, norm_affine=True
 )
 
 
@@ -33,12 +34,15 @@ def _small_run(model: LatentLMSize | TransfusionSize) -> LMRecipe:
         model=model,
         loss=LMLossConfig(latent_weight=5.0),
         data=MultimodalDataConfig(
-            batch_elements=4096, row_length=128, text=TextConfig(kind="bpe", vocab_size=512)
+            batch_elements=1024,
+            row_length=128,
+            directions=Directions(draw=2.0, describe=2.0, ask=1.0),
+            text=TextConfig(kind="bpe", vocab_size=512),
         ),
         trainer=TrainerConfig(
-            total_steps=1000, save_every=250, validate_every=250, log_every=20, ema_decay=0.99
+            total_steps=3000, save_every=1000, validate_every=1000, log_every=50, ema_decay=0.99
         ),
-        optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, warmup_steps=50),
+        optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, warmup_steps=50),
         sampler=SamplerConfig(guidance_scale=2.0),
     )
 
@@ -46,9 +50,15 @@ def _small_run(model: LatentLMSize | TransfusionSize) -> LMRecipe:
 MULTIMODAL_VAE_RECIPES: Mapping[str, VAERecipe] = {
     "coloured-digits": VAERecipe(
         tokenizer=SigmaVAEConfig(
-            latent_channels=48,
+            latent_channels=192,
             posterior=LatentPosteriorConfig(std=0.2),
-            network=ConvConfig(image_size=32, channels=(96, 192), num_blocks=1, stem_patch_size=4),
+            network=ConvConfig(
+                image_size=32,
+                channels=(96, 192),
+                num_blocks=1,
+                stem_patch_size=4,
+                latent_patch_size=2,
+            ),
         ),
         loss=VAELossConfig(reconstruction="l2", beta=1e-4),
         data=ImageDataConfig(batch_size=16, flip=False),
@@ -92,7 +102,7 @@ MULTIMODAL_LM_RECIPES: Mapping[str, LMRecipe] = {
     ),
     "coloured-digits": _small_run(
         LatentLMSize(
-            backbone=_SMALL_BACKBONE, head=DiffusionHeadConfig(num_layers=3, intermediate_size=384)
+            backbone=_SMALL_BACKBONE, head=DiffusionHeadConfig(num_layers=3, intermediate_size=512)
         )
     ),
     "transfusion-coloured-digits": _small_run(

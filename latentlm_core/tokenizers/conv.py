@@ -22,7 +22,7 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, channels_last, nn
 
 from latentlm_core.config import Config
-from latentlm_core.errors import DataError
+from latentlm_core.errors import ConfigError, DataError
 from latentlm_core.tokenizers.base import Grid
 
 NORM_GROUPS = 8
@@ -42,18 +42,21 @@ class ConvConfig(Config):
     """Residual blocks of each level, on each side."""
     stem_patch_size: PositiveInt = 2
     """Pixels that the first layer folds into one position, along each side."""
+    latent_patch_size: PositiveInt = 1
+    """Positions of the last level that are folded into one latent, along each side: fewer latents
+    of more channels out of the same network."""
 
     @property
     def downsampling(self) -> int:
         """Pixels behind one latent position, along each side."""
-        return self.stem_patch_size << (len(self.channels) - 1)
+        return (self.stem_patch_size << (len(self.channels) - 1)) * self.latent_patch_size
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.image_size % self.downsampling:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of {self.downsampling} "
-                "(stem_patch_size times two for each level after the first)"
+                "(stem_patch_size times latent_patch_size times two for each level after the first)"
             )
         if any(width % NORM_GROUPS for width in self.channels):
             raise ValueError(f"channels {self.channels} are not all multiples of {NORM_GROUPS}")
@@ -87,14 +90,15 @@ class ConvEncoder(nn.Module):
             layers.append(nn.Conv2d(narrow, wide, 3, stride=2, padding=1))
             layers.extend(_blocks(wide, config.num_blocks))
         self.layers = nn.Sequential(*layers)
-        self.head = _Head(widths[-1], outputs)
+        self.patch_size = config.latent_patch_size
+        self.head = _Head(widths[-1], _folded(outputs, self.patch_size))
         self.to(memory_format=channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Posterior parameters of each latent position."""
         stem = self.stem(images.contiguous(memory_format=channels_last))
         features: Tensor = self.head(self.layers(stem))
-        return features.flatten(2).mT
+        return F.pixel_unshuffle(features, self.patch_size).flatten(2).mT
 
 
 class ConvDecoder(nn.Module):
@@ -103,7 +107,9 @@ class ConvDecoder(nn.Module):
     def __init__(self, config: ConvConfig, latent_channels: int) -> None:
         super().__init__()
         widths = config.channels[::-1]
-        self.stem = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
+        self.latent_patch_size = config.latent_patch_size
+        folded = _folded(latent_channels, self.latent_patch_size)
+        self.stem = nn.Conv2d(folded, widths[0], 3, padding=1)
         layers: list[nn.Module] = _blocks(widths[0], config.num_blocks)
         for wide, narrow in pairwise(widths):
             layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
@@ -121,8 +127,10 @@ class ConvDecoder(nn.Module):
 
     def forward(self, latents: Tensor, grid: Grid) -> Tensor:
         """Pixels in about [-1, 1]."""
-        folded = latents.mT.reshape(len(latents), -1, *grid).contiguous(memory_format=channels_last)
-        patches = self.head(self.layers(self.stem(folded)))
+        folded = latents.mT.reshape(len(latents), -1, *grid)
+        maps = F.pixel_shuffle(folded, self.latent_patch_size)
+        maps = self.stem(maps.contiguous(memory_format=channels_last))
+        patches = self.head(self.layers(maps))
         return F.pixel_shuffle(patches, self.patch_size)
 
 
@@ -155,6 +163,16 @@ class _Head(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         out: Tensor = self.conv(F.silu(self.norm(maps)))
         return out
+
+
+def _folded(channels: int, patch_size: int) -> int:
+    """Channels of each position of a latent of ``patch_size`` by ``patch_size``."""
+    if channels % patch_size**2:
+        raise ConfigError(
+            f"Latents of {channels} channels do not part into {patch_size}x{patch_size} positions "
+            "(tokenizer.network.latent_patch_size)."
+        )
+    return channels // patch_size**2
 
 
 def _blocks(width: int, count: int) -> list[nn.Module]:
