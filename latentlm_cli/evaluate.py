@@ -72,7 +72,7 @@ def recon(
     data: options.Data,
     vae: options.Vae = None,
     split: options.Split = "test",
-    extractor: options.RebuiltExtractor = "inception",
+    extractor: options.OptionalExtractor = "inception",
     weights: options.Weights = None,
     offline: options.Offline = False,
     num_samples: options.NumImages = None,

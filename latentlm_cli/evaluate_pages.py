@@ -61,7 +61,7 @@ def ppl(
 def t2i(
     samples: options.Samples = None,
     reference: options.Reference = None,
-    extractor: options.RebuiltExtractor = "inception",
+    extractor: options.OptionalExtractor = "inception",
     weights: options.Weights = None,
     clip: Annotated[
         str, typer.Option("--clip", help="ORG/NAME or folder of a CLIP, or none for no CLIP score.")
@@ -152,7 +152,7 @@ def vqa(
 
 def add_to(app: typer.Typer) -> None:
     """Make these commands of `latentlm eval`."""
-    app.command(epilog=options.examples("latentlm eval ppl --data pydoc --model runs/pages"))(ppl)
+    app.command(epilog=options.examples("latentlm eval ppl --data pydoc"))(ppl)
     app.command(epilog=options.examples("latentlm eval t2i --samples samples/drawn"))(t2i)
     app.command(epilog=options.examples("latentlm eval caption --data coloured-digits"))(caption)
     app.command(epilog=options.examples("latentlm eval vqa --data coloured-digits -n 200"))(vqa)

@@ -91,9 +91,9 @@ Extractor = Annotated[
     str,
     typer.Option("--extractor", help="inception, or the folder of a classifier, for its features."),
 ]
-RebuiltExtractor = Annotated[
+OptionalExtractor = Annotated[
     str,
-    typer.Option("--extractor", help="inception, the folder of a classifier, or none for no rFID."),
+    typer.Option("--extractor", help="inception, the folder of a classifier, or none for no FID."),
 ]
 Report = Annotated[
     Path | None,

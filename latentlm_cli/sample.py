@@ -53,7 +53,7 @@ def sample(
 ) -> None:
     """Draw images, say texts, or go on with text and images.
 
-    What a model takes is its kind's: classes, speech, or text and images.
+    Which options apply is up to the model: one of classes, of speech, or of text and images.
     Sample k of a seed is the same alone or in any batch, so asking for more
     only adds files.
     """

@@ -16,7 +16,8 @@ VAE_EXAMPLES = options.examples(
 LM_EXAMPLES = options.examples(
     "latentlm train-lm --data latents/mnist --out runs/digits",
     "latentlm train-lm --data latents/mnist --recipe mnist --set optimizer.lr=5e-4",
-    "latentlm train-lm --data text:pydoc=1,latents/coloured-digits=3 --recipe coloured-digits",
+    "latentlm train-lm --data text:pydoc=1,latents/coloured-digits=3",
+    "latentlm train-lm --data text:pydoc=1,latents/coloured-digits=3 --init hf:Qwen/Qwen3-0.6B",
 )
 
 

@@ -106,7 +106,7 @@ class GeneratorExport(Config):
     speech: SpeechBounds | None = None
     """Of a text-to-speech model."""
     max_length: int | None = Field(default=None, ge=1)
-    """Elements of the longest document that a model of text and images has seen."""
+    """Elements of a document at most, as a model of text and images has learned."""
     tokenizer_sha256: str | None
     """Of the weights of the tokenizer whose latents it learned; none of a model of text alone."""
     sampler: SamplerConfig = SamplerConfig()
@@ -127,11 +127,18 @@ class GeneratorExport(Config):
             raise ValueError("a text-to-speech model needs a text_sha256")
         if (self.task == "multimodal") != (self.max_length is not None):
             raise ValueError("max_length is that of a model of text and images")
+        if isinstance(self.model, TransfusionConfig):
+            if self.task != "multimodal":
+                raise ValueError("a Transfusion is a model of text and images")
+            if self.grid is not None and self.model.num_latents != self.num_latents:
+                raise ValueError(f"num_latents {self.model.num_latents} is not that of the grid")
         if self.task != "classes":
             if isinstance(self.model, DiTConfig):
                 raise ValueError("a DiT reads no text")
             if isinstance(self.model, LatentLMConfig) and not self.model.predicts_text:
                 raise ValueError("a model that reads text is one that predicts text")
+            if self.task == "multimodal" and (self.grid is None) != (self.tokenizer_sha256 is None):
+                raise ValueError("grid and tokenizer_sha256 go together")
             return self
         if self.grid is None or self.tokenizer_sha256 is None:
             raise ValueError("a class-conditional model needs a grid and a tokenizer")

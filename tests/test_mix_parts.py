@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,15 @@ def test_several_captions_are_lines():
     assert captions_of(None) == captions_of(" \n") == []
 
 
+def test_a_caption_of_spaces_is_none(gallery, monkeypatch):
+    read = LatentSet.read_one
+    monkeypatch.setattr(
+        LatentSet, "read_one", lambda *given: replace(read(*given), caption=" \n", questions=())
+    )
+    with pytest.raises(DataError, match="no captions and no questions"):
+        pairs(gallery)
+
+
 def test_a_set_without_words_is_refused(home, tmp_path):
     for path in (home / "shapes/train").glob("*4.png"):
         shutil.copy(path, tmp_path)
@@ -177,6 +187,16 @@ def test_of_a_long_text_a_stretch_is_drawn():
     assert len(set(starts)) > 200
     assert min(starts) < 30
     assert max(starts) > len(stretches) - 30
+
+
+def test_a_long_text_is_encoded_once(monkeypatch):
+    encoded = []
+    text_ids = PAGES.text_ids
+    monkeypatch.setattr(PAGES, "text_ids", lambda text: encoded.append(text) or text_ids(text))
+    part = TextPart(Long(), PAGES, row_length=64)
+    first, second = drawn(part, 2)
+    assert first.ids.tolist() != second.ids.tolist()
+    assert encoded == [Long()[0].text]
 
 
 def test_all_of_a_long_text_validates_once():

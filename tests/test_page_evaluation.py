@@ -116,6 +116,17 @@ def test_the_report_of_perplexity_tells_how(pages_home, tmp_path):
     assert report["text_tokenizer"] == writing_of(pages_home, "pages").text.sha256
 
 
+def test_reports_of_other_parts_stand_beside_each_other(pages_home):
+    asked = {"data": f"text:{pages_home / 'texts'}", "model": "pages", "device": "cpu"}
+    made = [
+        workflows.evaluate_perplexity(**asked, **part).files["report"]
+        for part in ({"num_samples": 1}, {"num_samples": 2, "split": "train"})
+    ]
+    assert [Path(path).name for path in made] == ["ppl-texts-1.json", "ppl-texts-train-2.json"]
+    report = json.loads(Path(made[1]).read_text())
+    assert (report["data"], report["num_samples"]) == (str(pages_home / "texts"), 2)
+
+
 def test_texts_that_are_not_there(pages_home, tmp_path):
     with pytest.raises(DataError, match="There is no set of texts 'nothing'"):
         ppl(tmp_path, data="nothing")

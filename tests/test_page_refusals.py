@@ -158,15 +158,21 @@ def test_wrong_usage_exits_with_2(line, sentence):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (None, "cannot be read as JSON"),
-        ("", "cannot be read as JSON"),
-        ('["a', "cannot be read as JSON"),
-        ("[" * 100_000, "cannot be read as JSON"),
+        (None, "There is no file page.json"),
+        ("", "is not valid JSON"),
+        ('["a', "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
         ('{"pieces": ["a"]}', "is no list of pieces"),
-        ('["a", 3]', "Piece 2 of page.json is none"),
-        ('[{"picture": "fine.png"}]', "Piece 1 of page.json is none"),
-        ('[{"image": "fine.png", "question": "a"}]', "Piece 1 of page.json is none"),
-        ('[{"image": 3}]', "Piece 1 of page.json is none"),
+        ('["a", 3]', "Piece 2 of page.json is neither words, an image nor a question"),
+        (
+            '[{"picture": "fine.png"}]',
+            "Piece 1 of page.json is neither words, an image nor a question",
+        ),
+        (
+            '[{"image": "fine.png", "question": "a"}]',
+            "Piece 1 of page.json is neither words, an image nor a question",
+        ),
+        ('[{"image": 3}]', "Piece 1 of page.json is neither words, an image nor a question"),
         ('["a", {"image": "nothing.png"}]', "nothing.png"),
         ('["a", {"image": "broken.png"}]', "broken.png"),
         ('["a", {"image": "small.png"}]', "is 40x8, and the tokenizer takes 16x16"),
@@ -222,6 +228,18 @@ def test_an_export_whose_parts_disagree(pages_home, tmp_path):
     for change, sentence in (
         ({"max_length": None}, "max_length is that of a model of text and images"),
         ({"model": config["model"] | {"predicts_text": False}}, "one that predicts text"),
+        ({"grid": None}, "grid and tokenizer_sha256 go together"),
+    ):
+        write_json(export / "config.json", config | change)
+        assert sentence in sample("--prompt", "a", model=str(export))
+
+
+def test_a_transfusion_whose_parts_disagree(pages_home, tmp_path):
+    export = shutil.copytree(pages_home / "runs/transfusion/export", tmp_path / "export")
+    config = json.loads((export / "config.json").read_text())
+    for change, sentence in (
+        ({"model": config["model"] | {"num_latents": 9}}, "num_latents 9 is not that of the grid"),
+        ({"text_sha256": None, "max_length": None}, "a Transfusion is a model of text and images"),
     ):
         write_json(export / "config.json", config | change)
         assert sentence in sample("--prompt", "a", model=str(export))

@@ -19,6 +19,7 @@ from latentlm_core.sampling import (
     TextSamplerConfig,
     draw_noise,
 )
+from latentlm_core.sampling.words import choose_tokens
 from latentlm_core.tokenizers.text import TextConfig, TextTokenizer
 from tests.test_models import tiny_latent_lm
 
@@ -181,6 +182,40 @@ def test_a_low_share_takes_the_likeliest():
     narrow = engine(model, text=TextSamplerConfig(temperature=1.0, top_p=1e-6)).write([request])
     wide = engine(model, text=HOT).write([request])
     assert greedy == narrow != wide
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-39, 5e-324])
+def test_a_temperature_near_zero_takes_the_likeliest(temperature):
+    model = writer()
+    request = asked([words("a")], seed=3, num_tokens=10)
+    greedy = engine(model, text=TextSamplerConfig()).write([request])
+    assert engine(model, text=TextSamplerConfig(temperature=temperature)).write([request]) == greedy
+
+
+def test_scores_that_are_rounded_otherwise_change_few_draws():
+    """As those of a batch in bfloat16 are."""
+    changed = 0
+    for seed in range(200):
+        exact, noise = torch.randn(2, TEXT.vocab_size, generator=generator("scores", seed))
+        chosen = [
+            choose_tokens(scores[None].bfloat16(), [True], MARKS, HOT, [generator(seed)])
+            for scores in (exact, exact + 0.02 * noise)
+        ]
+        changed += chosen[0] != chosen[1]
+    assert changed < 10
+
+
+def test_a_cache_is_no_longer_than_the_room(monkeypatch):
+    model, lengths = writer(MARKS.bod), []
+    make = model.backbone.new_cache
+    monkeypatch.setattr(
+        model.backbone, "new_cache", lambda rows, size: lengths.append(size) or make(rows, size)
+    )
+    request = asked([words("ab")], seed=1, num_tokens=20, num_images=20, room=20)
+    (page,) = engine(model).write([request])
+    sizes = [LENGTH + 2 if isinstance(piece, Tensor) else len(piece) for piece in page.pieces]
+    assert max(lengths) == len(request.prompt.ids) + 20 + 1
+    assert 20 - LENGTH - 2 < sum(sizes) <= 20
 
 
 def test_words_are_chosen_by_their_chances():

@@ -59,5 +59,7 @@ def test_what_has_no_perplexity_is_refused() -> None:
     for losses in ([], [TextLoss(0.0, 0, 0)]):
         with pytest.raises(DataError, match="no text"):
             score_text(losses)
+    with pytest.raises(DataError, match="perplexity of 1000 nats a token"):
+        score_text([TextLoss(5000.0, 5, 5)])
     with pytest.raises(DataError, match="document 1 is not finite: nan"):
         score_text([TextLoss(1.0, 1, 1), TextLoss(math.nan, 1, 1)])

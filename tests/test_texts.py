@@ -141,7 +141,7 @@ def test_the_end_of_the_only_document_is_held_out(root, suffix):
 def test_one_line_is_parted_too(root):
     (root / "a.txt").write_text("ab " * 100)
     (kept,), (held,) = open_texts(str(root / "a.txt"), "train"), open_texts(str(root / "a.txt"))
-    assert len(kept.text), len(held.text) == (285, 15)
+    assert (len(kept.text), len(held.text)) == (285, 15)
     (root / "a.txt").write_text("a")
     with pytest.raises(DataError, match=r"a\.txt is too short"):
         open_texts(str(root / "a.txt"))
@@ -234,6 +234,7 @@ def test_usual_names_of_columns_are_known(root, column):
         ("a.jsonl", '{"text": "x"}\n' + "[" * 100_000, "a.jsonl, line 2 is no JSON"),
         ("a.jsonl", '{"text": "x"}\n["y"]\n', "a.jsonl, line 2 is no JSON object"),
         ("a.jsonl", '{"text": "x"}\n{"text": 3}\n', "a.jsonl, line 2: text is no text"),
+        ("a.jsonl", '{"text": "x"}\n{"text": 0}\n', "a.jsonl, line 2: text is no text"),
         ("a.csv", "id,text\n1,x\n2,y,z\n", "a.csv, row 3 has 3 cells, not 2"),
         ("a.csv", 'id,text\n1,x\n2,5" wide\n3,6" wide\n', "a.csv, row 3 is no CSV"),
         ("a.csv", 'id,text\n1,x\n2,"never closed\n', "a.csv, row 3 is no CSV"),

@@ -22,10 +22,11 @@ from latentlm_core.models.transfusion import (
     num_parameters,
 )
 from latentlm_core.runtime import generator
-from latentlm_core.sampling.base import SamplerConfig
-from latentlm_core.sampling.pages import END, PageRequest, TextSamplerConfig
+from latentlm_core.sampling.base import END, SamplerConfig
+from latentlm_core.sampling.pages import PageRequest
 from latentlm_core.sampling.prompts import Prompt
 from latentlm_core.sampling.transfusion import TransfusionEngine
+from latentlm_core.sampling.words import TextSamplerConfig
 from latentlm_core.tokenizers.text import Marks
 from tests.test_models import wake
 

@@ -23,6 +23,7 @@ from tests.tiny_pages import NUM_LATENTS, ROW_LENGTH, rows_of, write
 HOT = {"temperature": 1.0, "max_tokens": 12}
 METADATA = "train/metadata.jsonl"
 MODELS = ("pages", "transfusion")
+FILES = ("captions_of", "images")
 
 
 @pytest.fixture(autouse=True)
@@ -118,12 +119,13 @@ def test_prompts_and_images_decide_the_pages(shapes, tmp_path):
     write(tmp_path / "a", prompts=["a red circle"])
     write(tmp_path / "b", prompts=["a blue square"])
     assert np.abs(pixels(tmp_path / "a/000000.png") - pixels(tmp_path / "b/000000.png")).max() > 1
-    answers = set()
-    for name in ("00.png", "01.png", "02.png"):
-        out = tmp_path / name
-        write(out, question="which?", images=[shapes / name], **HOT)
-        answers.add(rows_of(out)[0]["text"])
-    assert len(answers) > 1
+    answers, many = [], {"num_samples": 80, "temperature": 1.0, "max_tokens": 60}
+    for level in (0, 255):
+        out, image = tmp_path / str(level), tmp_path / f"{level}.png"
+        write_png(image, np.full((16, 16, 3), level, np.uint8))
+        write(out, question="which?", images=[image], **many)
+        answers.append([row["text"] for row in rows_of(out)])
+    assert answers[0] != answers[1]
 
 
 def test_a_larger_image_is_cropped(shapes, tmp_path):
@@ -230,6 +232,28 @@ def test_settings_give_folders_of_their_own_and_a_dry_run_makes_none(shapes):
     folders = {write(dry_run=True, **each).files["samples"] for each in settings}
     assert len(folders) == len(settings)
     assert not any(Path(folder).exists() for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"prompts": ["a red/blue seven"]}, "a-red-blue-seven"),
+        ({"prompts": [""]}, "nothing"),
+        ({"prompts": ["word " * 12]}, "-".join(["word"] * 8)),
+        ({"captions_of": ["00.png", "01.png"]}, "00"),
+        ({"question": "which digit?", "images": ["00.png"]}, "which-digit"),
+    ],
+)
+def test_a_folder_is_called_after_what_was_asked(shapes, settings, name):
+    settings |= {k: [shapes / n for n in settings[k]] for k in settings if k in FILES}
+    folder = Path(write(dry_run=True, **settings).files["samples"])
+    assert folder.name.rpartition("-")[0] == f"pages-{name}"
+
+
+def test_the_same_words_to_draw_and_to_go_on_with_do_not_share_a_folder(tmp_path):
+    write(tmp_path, prompts=["a"])
+    with pytest.raises(ArtifactError, match="holds samples of other settings"):
+        write(tmp_path, text_only=["a"])
 
 
 def test_an_interrupted_folder_goes_on(tmp_path):

@@ -7,6 +7,7 @@ Axes: T latent positions, C latent channels.
 """
 
 import json
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +28,13 @@ from latentlm_core.tokenizers.base import LatentStats
 
 NUM_LOOKED_AT = 64
 """Examples of a set that are looked at before a run: whether any has words."""
+NUM_KEPT = 64
+"""Texts whose ids are kept, so that a few books are not encoded for every stretch of theirs."""
+DRAW, DESCRIBE, ASK = range(3)
+"""Places of the weights of ``Directions``."""
 T = TypeVar("T")
+
+_CAPTIONS = "Tokenize data with captions, such as coloured-digits or a folder with .txt."
 
 
 class Directions(Config):
@@ -67,11 +74,12 @@ class TextPart:
     def __init__(self, texts: EndlessTexts, pages: Pages, row_length: int) -> None:
         self.name = texts.name
         self._texts, self._pages, self._row_length = texts, pages, row_length
+        self._ids = lru_cache(maxsize=NUM_KEPT)(lambda text: array("i", pages.text_ids(text)))
 
     def document(self, place: int, source: torch.Generator) -> Document:
         """See ``Part``."""
         text, key = self._texts[place]
-        ids = self._pages.text_ids(text)
+        ids = self._ids(text)
         spare = max(len(ids) - self._row_length, 0)
         start = int(torch.randint(spare + 1, (), generator=source))
         return self._pages.stretch(ids[start : start + self._row_length], key)
@@ -126,6 +134,8 @@ class Gallery:
 
 class PairPart:
     """Images with captions and questions, in several directions.
+
+    An image without words for any of them is drawn as one whose caption was dropped.
 
     Args:
         gallery: the images.
@@ -204,7 +214,7 @@ class PairPart:
     def _chances(self, record: LatentRecord) -> Tensor:
         """Weights of drawing, describing and asking, zero where an example has no words for it."""
         weights = self._directions
-        has_caption, has_questions = bool(record.caption), bool(record.questions)
+        has_caption, has_questions = bool(captions_of(record.caption)), bool(record.questions)
         return torch.tensor(
             [
                 weights.draw * has_caption,
@@ -219,10 +229,6 @@ class PairPart:
                 f"{self.name} has no captions and no questions for the directions that are wanted.",
                 hint=_CAPTIONS,
             )
-
-
-_CAPTIONS = "Tokenize data with captions, such as coloured-digits or a folder with .txt."
-DRAW, DESCRIBE, ASK = range(3)
 
 
 class ComposedPart:
@@ -286,7 +292,7 @@ class FilePart:
         rows: as ``read_documents`` gives them.
         gallery: the images.
         pages: how documents are written.
-        held_out: share of the documents.
+        held_out: share of the documents; other parts may train on their images.
         seed: of the run.
     """
 
@@ -365,9 +371,10 @@ def _read_row(line: str, where: str, indices: dict[str, int]) -> list[str | int]
         raise DataError(
             f'{where} is not of the form {{"pieces": ["words", {{"image": KEY}}]}}.'
         ) from None
-    missing = [name for name, image in zip(pieces, is_image, strict=True) if image]
-    missing = [name for name in missing if name not in indices]
-    if missing or not pieces:
-        what = f"names the image {missing[0]!r}, which the latent set has not" if missing else ""
-        raise DataError(f"{where} {what or 'has no pieces'}.")
-    return [indices[name] if image else name for name, image in zip(pieces, is_image, strict=True)]
+    if not pieces:
+        raise DataError(f"{where} has no pieces.")
+    told = list(zip(pieces, is_image, strict=True))
+    missing = next((name for name, image in told if image and name not in indices), None)
+    if missing is not None:
+        raise DataError(f"{where} names the image {missing!r}, which the latent set has not.")
+    return [indices[name] if image else name for name, image in told]

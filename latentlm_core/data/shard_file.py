@@ -109,9 +109,7 @@ def write_shard(folder: Path, plan: LatentPlan, number: int, encoded: Encoded) -
     if log_variance is not None:
         tensors["log_variance"] = log_variance
     if any(encoded.questions):
-        cells = [
-            json.dumps(asked, ensure_ascii=False) if asked else "" for asked in encoded.questions
-        ]
+        cells = [_as_json(asked) for asked in encoded.questions]
         tensors["questions"], tensors["questions_offsets"] = _pack(cells)
     path = folder / shard_name(number)
     files.write_safetensors(path, tensors)

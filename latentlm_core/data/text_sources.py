@@ -123,8 +123,9 @@ class JsonlTexts:
         return len(self._lines)
 
     def __getitem__(self, index: int) -> TextItem:
-        row = self._row(index) or {}
-        text = row.get(self._column) or ""
+        text = (self._row(index) or {}).get(self._column)
+        if text is None:
+            text = ""
         if not isinstance(text, str):
             raise DataError(f"{self._file}, line {index + 1}: {self._column} is no text.")
         return TextItem(whole(text), f"{index:08d}")

@@ -4,8 +4,8 @@ Notable choices:
 - The score is that of text-to-image papers: cosines times 100, without CLIPScore's factor of 2.5.
 - It belongs to its encoder, whose name and commit go into reports; encoders do not compare. The
   default is the one that most papers use.
-- Only safetensors are loaded. Images are resized and normalised by the encoder's own preprocessor,
-  and prompts are cut at its longest text (77 tokens).
+- Only safetensors are loaded, and no code of the repository is run. Images are resized and
+  normalised by the encoder's own preprocessor, and prompts are cut at its longest text (77 tokens).
 
 Axes: N images, H W image, D features.
 """
@@ -125,7 +125,7 @@ class TransformersClip:
                 name, local_files_only=offline
             )
             self._tokens: Any = transformers.AutoTokenizer.from_pretrained(
-                name, local_files_only=offline
+                name, trust_remote_code=False, local_files_only=offline
             )
         except Exception as error:  # the library, the hub and the transport share no base class
             reason = " ".join(str(error).split())[:160].rstrip(".")

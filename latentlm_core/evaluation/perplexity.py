@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from latentlm_core.config import Config
 from latentlm_core.errors import DataError
 
+MAX_NATS = 700.0
+"""Per token, of which a perplexity is told."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextLoss:
@@ -57,7 +60,7 @@ def score_text(losses: Sequence[TextLoss]) -> PerplexityScore:
     """Sum up what documents cost.
 
     Raises:
-        DataError: no tokens or no bytes, or a loss that is not finite.
+        DataError: no tokens or no bytes, a loss that is not finite, or one too large for exp.
     """
     nats = [loss.nats for loss in losses]
     tokens = [loss.num_tokens for loss in losses]
@@ -68,6 +71,8 @@ def score_text(losses: Sequence[TextLoss]) -> PerplexityScore:
         worst = list(map(math.isfinite, nats)).index(False)
         raise DataError(f"The loss of document {worst} is not finite: {nats[worst]}.")
     per_token, token_error = _ratio(nats, tokens)
+    if per_token > MAX_NATS:
+        raise DataError(f"No number holds the perplexity of {per_token:.0f} nats a token.")
     per_byte, byte_error = _ratio(nats, sizes)
     perplexity = math.exp(per_token)
     return PerplexityScore(

@@ -14,12 +14,7 @@ from latentlm_core.models.transfusion import Transfusion
 from latentlm_core.sampling.base import Engine, Noise, Request, SamplerConfig, draw_noise
 from latentlm_core.sampling.dit import DiTEngine
 from latentlm_core.sampling.latent_lm import LatentLMEngine
-from latentlm_core.sampling.pages import (
-    Page,
-    PageEngine,
-    PageListener,
-    PageRequest,
-)
+from latentlm_core.sampling.pages import Page, PageEngine, PageListener, PageRequest
 from latentlm_core.sampling.prompts import Prompt
 from latentlm_core.sampling.spans import Span, SpanEngine, SpanRequest
 from latentlm_core.sampling.transfusion import TransfusionEngine

@@ -20,6 +20,11 @@ from latentlm_core.diffusion import Solver, solver_grid
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.runtime import evaluating, generator
 
+BOUND = "bound"
+"""What is said of a sample that reached its bound."""
+END = "end"
+"""What is said of a sample that the model ended."""
+
 
 class SamplerConfig(Config):
     """How latents are drawn."""

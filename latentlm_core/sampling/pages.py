@@ -23,15 +23,10 @@ from latentlm_core.errors import ConfigError
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.nn.attention import KVCache
 from latentlm_core.runtime import evaluating, generator
-from latentlm_core.sampling.base import Draws, LatentSampler, Noise, SamplerConfig
-from latentlm_core.sampling.prompts import Prompt, read_prompts
+from latentlm_core.sampling.base import BOUND, END, Draws, LatentSampler, Noise, SamplerConfig
+from latentlm_core.sampling.prompts import Prompt, read_prompts, token_prompt
 from latentlm_core.sampling.words import TextSamplerConfig, choose_tokens
 from latentlm_core.tokenizers.text import Marks
-
-BOUND = "bound"
-"""What a page says that reached its largest number of tokens."""
-END = "end"
-"""What a page says that the model ended, or whose last image is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +61,7 @@ class Page:
 
     Attributes:
         pieces: runs of text ids, and images (T, C) float32 of normalised latents, in their order.
-        ended_by: ``end`` or ``bound``.
+        ended_by: ``end``, of the model or with the last image, or ``bound``, of tokens.
     """
 
     pieces: tuple[tuple[int, ...] | Tensor, ...]
@@ -206,7 +201,8 @@ class _Batch:
 
     def _read(self, requests: Sequence[PageRequest]) -> tuple[Tensor, KVCache]:
         prompts = [request.prompt for request in requests]
-        free = self._free_prompt(prompts[0])
+        marks, channels = self.marks, self.model.config.latent_channels
+        free = token_prompt([marks.bos, marks.null, marks.bod], channels)
         if self.is_guided:
             prompts += [free] * len(requests)
             _, cache = read_prompts(self.model, [free], 0)
@@ -214,14 +210,9 @@ class _Batch:
         more = max(self._num_steps(request) for request in requests)
         return read_prompts(self.model, prompts, more, least=len(free.ids))
 
-    def _free_prompt(self, like: Prompt) -> Prompt:
-        marks = self.marks
-        ids = torch.tensor([marks.bos, marks.null, marks.bod])
-        latents = like.latents.new_zeros(3, like.latents.shape[1])
-        return Prompt(ids, latents, torch.ones_like(ids), torch.arange(3.0))
-
     def _num_steps(self, request: PageRequest) -> int:
-        return request.num_tokens + request.num_images * (self.engine.num_latents + 2) + 1
+        count = request.num_tokens + request.num_images * (self.engine.num_latents + 2)
+        return 1 + (count if request.room is None else min(count, request.room))
 
     def _draw(self) -> dict[int, Tensor]:
         """The next latent (C,) of every row that is in an image, by the request's index."""

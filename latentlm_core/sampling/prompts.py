@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from latentlm_core.layout import Kind
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.nn.attention import KVCache
 
@@ -29,6 +30,17 @@ class Prompt(NamedTuple):
     latents: Tensor
     kind: Tensor
     position: Tensor
+
+
+def token_prompt(ids: Sequence[int], latent_channels: int) -> Prompt:
+    """A prompt of tokens alone."""
+    tokens = torch.tensor(ids)
+    return Prompt(
+        tokens,
+        torch.zeros(len(ids), latent_channels),
+        torch.full_like(tokens, int(Kind.TEXT)),
+        torch.arange(len(ids), dtype=torch.float32),
+    )
 
 
 def read_prompts(

@@ -21,13 +21,8 @@ from latentlm_core.errors import ConfigError
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.nn.attention import KVCache
 from latentlm_core.runtime import evaluating
-from latentlm_core.sampling.base import LatentSampler, SamplerConfig
+from latentlm_core.sampling.base import BOUND, END, LatentSampler, SamplerConfig
 from latentlm_core.sampling.prompts import Prompt, read_prompts
-
-BOUND = "bound"
-"""What a span says that reached its largest number of latents."""
-END = "end"
-"""What a span says that the model ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,15 +25,9 @@ from latentlm_core.layout import Kind, MaskRule, SequenceLayout
 from latentlm_core.models.transfusion import Transfusion
 from latentlm_core.nn.attention import KVCache
 from latentlm_core.runtime import evaluating, generator
-from latentlm_core.sampling.base import Draws, Noise, SamplerConfig, draw_noise
-from latentlm_core.sampling.pages import (
-    BOUND,
-    END,
-    Page,
-    PageListener,
-    PageRequest,
-)
-from latentlm_core.sampling.prompts import Prompt
+from latentlm_core.sampling.base import BOUND, END, Draws, Noise, SamplerConfig, draw_noise
+from latentlm_core.sampling.pages import Page, PageListener, PageRequest
+from latentlm_core.sampling.prompts import Prompt, token_prompt
 from latentlm_core.sampling.words import TextSamplerConfig, choose_tokens
 from latentlm_core.tokenizers.text import Marks
 
@@ -214,13 +208,14 @@ class TransfusionEngine:
 
     def _draw(self, drafts: Sequence[_Draft], noise: Noise, tell: PageListener) -> None:
         """The next image of every draft."""
-        length = self.model.config.num_latents
+        length, channels = self.model.config.num_latents, self.model.config.latent_channels
+        free = token_prompt([self.marks.bos, self.marks.null, self.marks.bod], channels)
         indices = torch.tensor([draft.index for draft in drafts]).unsqueeze(1)
         columns = torch.arange(length) + torch.tensor([[length * d.num_images] for d in drafts])
         fresh = None if noise.fresh is None else noise.fresh[:, indices, columns]
         images = self.draw_images(
             [draft.prompt for draft in drafts],
-            [self._free_prompt(draft.prompt) for draft in drafts],
+            [free] * len(drafts),
             Noise(noise.start[indices, columns], fresh),
         ).cpu()
         for draft, image in zip(drafts, images, strict=True):
@@ -276,10 +271,6 @@ class TransfusionEngine:
             [draft.source for draft in drafts],
         )
 
-    def _free_prompt(self, like: Prompt) -> Prompt:
-        nothing = Prompt(*(part[:0] for part in like))
-        return _with_tokens(nothing, [self.marks.bos, self.marks.null, self.marks.bod])
-
 
 def _with_tokens(prompt: Prompt, ids: Sequence[int]) -> Prompt:
     latents = prompt.latents.new_zeros(len(ids), prompt.latents.shape[1])
@@ -291,10 +282,10 @@ def _with_image(prompt: Prompt, image: Tensor) -> Prompt:
 
 
 def _longer(prompt: Prompt, ids: Tensor, latents: Tensor, kind: Kind) -> Prompt:
-    start = prompt.position[-1] + 1 if len(prompt.position) else 0
+    start = prompt.position[-1] + 1
     return Prompt(
         torch.cat([prompt.ids, ids]),
         torch.cat([prompt.latents, latents]),
         torch.cat([prompt.kind, torch.full_like(ids, int(kind))]),
-        torch.cat([prompt.position, (start + torch.arange(len(ids))).to(prompt.position.dtype)]),
+        torch.cat([prompt.position, start + torch.arange(len(ids))]),
     )

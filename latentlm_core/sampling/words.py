@@ -1,5 +1,9 @@
 """How the next token is chosen.
 
+Notable: a draw is a race of exponential times, one for each token, that are divided by the chances
+(Gumbel-max). Scores that are rounded otherwise, as in another batch, change few draws; along summed
+chances they would change many.
+
 Axes: B rows, V vocabulary.
 """
 
@@ -38,17 +42,17 @@ def choose_tokens(
         config: how tokens are chosen.
         sources: of each row, asked once where the choice is drawn.
     """
-    scores = scores.float().cpu()
-    scores[:, [marks.bos, marks.eod, marks.go_on, marks.null]] = -torch.inf
+    never = torch.tensor([marks.bos, marks.eod, marks.go_on, marks.null], device=scores.device)
+    scores = scores.float().index_fill(1, never, -torch.inf)
     scores[[not may for may in may_draw], marks.bod] = -torch.inf
     if not config.temperature:
         return scores.argmax(-1).tolist()
-    return [_draw(row, config, source) for row, source in zip(scores, sources, strict=True)]
+    return [_draw(row, config, source) for row, source in zip(scores.cpu(), sources, strict=True)]
 
 
 def _draw(scores: Tensor, config: TextSamplerConfig, source: torch.Generator) -> int:
-    chances, order = (scores / config.temperature).softmax(-1).sort(descending=True)
+    relative = (scores.double() - scores.max()) / config.temperature
+    chances, order = relative.softmax(-1).sort(descending=True, stable=True)
     within = chances.cumsum(-1) - chances < config.top_p
-    summed = (chances * within).double().cumsum(-1)
-    drawn = torch.rand((), generator=source, dtype=torch.float64) * summed[-1]
-    return int(order[torch.searchsorted(summed, drawn, right=True).clamp(max=len(order) - 1)])
+    times = torch.empty_like(chances).exponential_(generator=source)
+    return int(order[(chances * within / times[order]).argmax()])

@@ -21,8 +21,8 @@ from latentlm_core.progress import SILENT, Progress
 from latentlm_core.report import finite
 from latentlm_core.result import Result
 from latentlm_core.runtime import evaluating, machine, resolve_device, versions
-from latentlm_core.workflows.reports import report_folder
-from latentlm_core.workflows.workspace import find_export, slug
+from latentlm_core.workflows.reports import report_folder, report_name
+from latentlm_core.workflows.workspace import find_export
 from latentlm_core.workflows.writing import Writing
 
 
@@ -84,8 +84,9 @@ def evaluate_perplexity(
     )
     details = {
         "metric": "perplexity",
-        "data": data,
+        "data": spec,
         "split": split,
+        "num_samples": num_samples,
         "context": writing.max_length,
         "stride": writing.max_length - 1,
         "text_tokenizer": loaded.config.text_sha256,
@@ -94,7 +95,8 @@ def evaluate_perplexity(
         "versions": versions(),
         "values": score.to_dict(),
     }
-    path = out or report_folder(loaded.folder, model) / f"ppl-{slug(spec)}.json"
+    name = report_name("ppl", spec, split, num_samples)
+    path = out or report_folder(loaded.folder, model) / name
     write_json(path, finite(details))
     return Result("Perplexity", score.to_dict(), {"report": str(path)}, details)
 

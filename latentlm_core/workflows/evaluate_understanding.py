@@ -19,8 +19,8 @@ from latentlm_core.report import finite
 from latentlm_core.result import Result
 from latentlm_core.runtime import machine, resolve_device, versions
 from latentlm_core.sampling import TextSamplerConfig
-from latentlm_core.workflows.reports import report_folder
-from latentlm_core.workflows.workspace import find_export, slug
+from latentlm_core.workflows.reports import report_folder, report_name
+from latentlm_core.workflows.workspace import find_export
 from latentlm_core.workflows.writing import Question, Task, Writing
 
 MAX_TOKENS = 64
@@ -72,23 +72,23 @@ def evaluate_captions(
     Raises:
         LatentLMError: anything that the user can mend.
     """
-    judge = _Judge(model, device, progress)
+    judge = _Judge(model, data, split, num_samples, seed, device, progress)
     asked = [
         Asked(Task((example.image,), example.key, num_tokens=MAX_TOKENS), example.key, None, known)
         for example in _examples(data, split, num_samples)
         if (known := tuple(captions_of(example.caption)))
     ]
-    said = judge.ask(asked, f"{data} has no captions in its split {split!r}.", batch_size, seed)
+    said = judge.ask(asked, "captions", batch_size)
     references = [one.references for one in asked]
     exact = [float(is_exact(*pair)) for pair in zip(said, references, strict=True)]
     ciders = cider_scores(said, references)
-    values = {"exact_match": _mean(exact), "cider": _mean(ciders)}
+    values = {"exact_match": _mean(exact), "cider": _mean(ciders), "images": len(asked)}
     rows = [
         {"key": one.key, "said": text, "references": one.references}
         | {"exact": score, "cider": cider}
         for one, text, score, cider in zip(asked, said, exact, ciders, strict=True)
     ]
-    return judge.report("caption", data, split, values, rows, out, seed)
+    return judge.report("caption", values, rows, out)
 
 
 def evaluate_vqa(
@@ -107,7 +107,7 @@ def evaluate_vqa(
 
     Arguments and errors as ``evaluate_captions``, of a data set with questions.
     """
-    judge = _Judge(model, device, progress)
+    judge = _Judge(model, data, split, num_samples, seed, device, progress)
     asked = [
         Asked(
             Task((example.image, Question(question)), example.key, num_tokens=MAX_TOKENS),
@@ -118,7 +118,7 @@ def evaluate_vqa(
         for example in _examples(data, split, num_samples)
         for question, answer in example.questions
     ]
-    said = judge.ask(asked, f"{data} has no questions in its split {split!r}.", batch_size, seed)
+    said = judge.ask(asked, "questions", batch_size)
     scores = score_answers(said, [one.references for one in asked])
     by_question: dict[str, list[float]] = {}
     for one, score in zip(asked, scores.each, strict=True):
@@ -131,7 +131,7 @@ def evaluate_vqa(
     ]
     few = len(by_question) <= MAX_LISTED
     more = {"by_question": {name: _mean(each) for name, each in by_question.items()}} if few else {}
-    return judge.report("vqa", data, split, values, rows, out, seed, more)
+    return judge.report("vqa", values, rows, out, more)
 
 
 MAX_LISTED = 50
@@ -139,27 +139,37 @@ MAX_LISTED = 50
 
 
 class _Judge:
-    """Asks a model and writes what it said."""
+    """Asks a model about some images and writes what it said."""
 
-    def __init__(self, model: str | None, device: str, progress: Progress) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: str | None,
+        data: str,
+        split: str,
+        num_samples: int | None,
+        seed: int,
+        device: str,
+        progress: Progress,
+    ) -> None:
+        self._model, self._data, self._split = model, data, split
+        self._num_samples, self._seed = num_samples, seed
         self._device = resolve_device(device)
         self._progress = progress
         self._loaded = load_generator(find_export(model, "generator", progress), self._device)
         self._writing = Writing.of(self._loaded, None, self._device, progress)
 
-    def ask(self, asked: Sequence[Asked], otherwise: str, batch_size: int, seed: int) -> list[str]:
-        """What the model says, greedily; ``otherwise`` is the error where nothing is asked."""
+    def ask(self, asked: Sequence[Asked], what: str, batch_size: int) -> list[str]:
+        """What the model says, greedily; ``what`` is asked for, captions or questions."""
         if not asked:
-            raise DataError(otherwise)
+            raise DataError(f"{self._data} has no {what} in its split {self._split!r}.")
         writing = self._writing
         engine = writing.engine(self._loaded.config.sampler, TextSamplerConfig())
         said: list[str] = []
-        with self._progress.bar("asking", len(asked), "images") as bar:
+        with self._progress.bar("asking", len(asked), what) as bar:
             for start in range(0, len(asked), batch_size):
                 batch = [one.task for one in asked[start : start + batch_size]]
                 indices = range(start, start + len(batch))
-                for page in writing.write(engine, batch, indices, seed):
+                for page in writing.write(engine, batch, indices, self._seed):
                     words = [piece for piece in page.pieces if isinstance(piece, tuple)]
                     said.append("".join(map(writing.text.decode, words)).strip())
                 bar.advance(len(batch))
@@ -168,34 +178,33 @@ class _Judge:
     def report(
         self,
         metric: str,
-        data: str,
-        split: str,
         values: dict[str, Any],
         rows: Sequence[dict[str, Any]],
         out: Path | None,
-        seed: int,
         more: dict[str, Any] | None = None,
     ) -> Result:
         """Write the report and, beside it, a row for each page."""
         details = {
             "metric": metric,
-            "data": data,
-            "split": split,
+            "data": self._data,
+            "split": self._split,
+            "num_samples": self._num_samples,
             "decoding": "greedy",
-            "seed": seed,
+            "max_tokens": MAX_TOKENS,
+            "seed": self._seed,
             "model_sha256": self._loaded.sha256,
             "machine": machine(self._device),
             "versions": versions(),
             "values": values,
             **(more or {}),
         }
-        folder = report_folder(self._loaded.folder, self._model)
-        path = out or folder / f"{metric}-{slug(data)}.json"
+        name = report_name(metric, self._data, self._split, self._num_samples)
+        path = out or report_folder(self._loaded.folder, self._model) / name
         table = path.with_suffix(".jsonl")
         write_text(table, "".join(json.dumps(row) + "\n" for row in rows))
         write_json(path, finite(details))
         files = {"report": str(path), "rows": str(table)}
-        return Result(f"{metric} of {data}", values, files, details)
+        return Result(f"{metric} of {self._data}", values, files, details)
 
 
 def _examples(data: str, split: str, count: int | None) -> Sequence[Example]:

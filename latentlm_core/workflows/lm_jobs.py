@@ -169,13 +169,21 @@ class MultimodalJob:
     @property
     def origin(self) -> dict[str, Any]:
         """What the run learns from."""
-        sets = {name: _origin(latents, None) for name, latents in self._data.sets.items()}
+        sets = self._data.sets
         parts = [
-            {"kind": part.kind, "source": part.source, "documents": part.documents}
-            | {"weight": part.weight}
+            {
+                "kind": part.kind,
+                "source": part.source if part.kind == "text" else sets[part.source].manifest.name,
+                "documents": part.documents,
+                "weight": part.weight,
+            }
             for part in self._data.parts
         ]
-        return {"mix": parts, "sets": sets, "text_sha256": self.text.sha256}
+        return {
+            "mix": parts,
+            "sets": {str(place): _origin(each, None) for place, each in enumerate(sets.values())},
+            "text_sha256": self.text.sha256,
+        }
 
     @property
     def plan(self) -> dict[str, Any]:

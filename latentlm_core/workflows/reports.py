@@ -34,6 +34,13 @@ def report_folder(export: Path, spec: str | None) -> Path:
     return workspace() / EVALUATION / slug(name)
 
 
+def report_name(metric: str, data: str, split: str, num_samples: int | None) -> str:
+    """A name of its own for what was read: ``ppl-pydoc.json``, ``ppl-pydoc-train-200.json``."""
+    part = [] if split == "test" else [split]
+    count = [] if num_samples is None else [str(num_samples)]
+    return f"{'-'.join([metric, slug(data), *part, *count])}.json"
+
+
 def reports_of(export: Path, sha256: str, progress: Progress) -> list[dict[str, Any]]:
     """The reports that were measured of the weights with this sha256.
 

@@ -1,6 +1,5 @@
 """What a user asks of a model of text and images, as pages to go on with."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,18 +8,21 @@ from latentlm_core.data.media import read_image
 from latentlm_core.data.mix_parts import captions_of
 from latentlm_core.data.sources import open_source, spread
 from latentlm_core.errors import ConfigError, DataError
+from latentlm_core.files import read_json
 from latentlm_core.workflows.writing import Question, Task
 
 MAX_TOKENS = 256
 """Tokens that are written at most where the user says nothing."""
 MAX_IMAGES = 8
 """Images that are drawn in an interleaved page at most where the user says nothing."""
+MAX_SHOWN = 40
+"""Characters of a prompt that a message shows."""
 
 
 def draw_task(prompt: str) -> Task:
     """An image of a prompt; of an empty one any image."""
     pieces = (prompt,) if prompt else ()
-    return Task(pieces, f"the prompt {prompt!r}", draw=True, num_images=1)
+    return Task(pieces, f"The prompt {_short(prompt)!r}", draw=True, num_images=1)
 
 
 def describe_task(path: Path, max_tokens: int) -> Task:
@@ -36,7 +38,7 @@ def ask_task(path: Path, question: str, max_tokens: int) -> Task:
 
 def text_task(text: str, max_tokens: int) -> Task:
     """A text that goes on."""
-    return Task((text,) if text else (), f"the text {text!r}", num_tokens=max_tokens)
+    return Task((text,) if text else (), f"The text {_short(text)!r}", num_tokens=max_tokens)
 
 
 def page_task(path: Path, max_tokens: int) -> Task:
@@ -45,12 +47,11 @@ def page_task(path: Path, max_tokens: int) -> Task:
     Paths of images are relative to the file's folder.
 
     Raises:
-        DataError: the file is not of that form.
+        ArtifactError: the file is not there.
+        CorruptFileError: it is no JSON.
+        DataError: it is not of that form.
     """
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}.") from None
+    found = read_json(path)
     if not isinstance(found, list):
         raise DataError(f"{path} is no list of pieces. {_FORM}")
     pieces = tuple(_piece(piece, path, number) for number, piece in enumerate(found, 1))
@@ -91,10 +92,15 @@ def _piece(piece: object, path: Path, number: int) -> str | Question | Image:
         case str():
             return piece
         case {"image": str() as name, **rest} if not rest:
-            return read_image(path.parent / name, name)
+            return read_image(path.parent / name, str(path.parent / name))
         case {"question": str() as question, **rest} if not rest:
             return Question(question)
-    raise DataError(f"Piece {number} of {path} is none. {_FORM}")
+    raise DataError(f"Piece {number} of {path} is neither words, an image nor a question. {_FORM}")
+
+
+def _short(text: str) -> str:
+    """A text as a message shows it."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def check_one_kind(asked: dict[str, bool]) -> None:

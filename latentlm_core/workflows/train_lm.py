@@ -11,6 +11,7 @@ from latentlm_core.artifacts import (
     build_generator,
     save_generator,
 )
+from latentlm_core.data.mixture import MultimodalDataConfig
 from latentlm_core.figures import loss_curves
 from latentlm_core.files import TOKENIZER_FOLDER, write_json
 from latentlm_core.models.dit import DiT
@@ -74,7 +75,7 @@ def train_lm(
     """
     learned = TrainingData.open(data, not dry_run, progress)
     chosen = recipe or default_recipe(
-        learned.source, lm_recipe_names(), _paper_recipe(learned), progress
+        learned.source, _recipes(learned), _paper_recipe(learned), progress
     )
     start = None if init is None else read_backbone(init)
     config = lm_recipe(chosen, overrides)
@@ -136,6 +137,14 @@ def train_lm(
 
 def _task(model: Generator, loss: LMLossConfig) -> LMTask | DiTTask:
     return DiTTask(model, loss) if isinstance(model, DiT) else LMTask(model, loss)
+
+
+def _recipes(data: TrainingData) -> tuple[str, ...]:
+    """The named recipes that may be taken for some data: of a mix, those of text and images."""
+    names = lm_recipe_names()
+    if not data.is_mix:
+        return names
+    return tuple(n for n in names if isinstance(lm_recipe(n).data, MultimodalDataConfig))
 
 
 def _paper_recipe(data: TrainingData) -> str:

@@ -1,7 +1,7 @@
 """The data of ``latentlm train-lm``: one latent set, or a mix of sets and texts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -35,8 +35,9 @@ class TrainingData:
     """What a run learns from.
 
     Attributes:
-        parts: of the mix; one of weight 1 where it is a single latent set.
-        sets: the latent sets that the parts name.
+        parts: of the mix, a latent set named by its folder; one of weight 1 where it is a single
+            latent set.
+        sets: the latent sets, by those folders.
         is_mix: whether the user wrote a mix.
     """
 
@@ -57,9 +58,9 @@ class TrainingData:
             found = find_latents(spec, progress)
             latents = LatentSet.open(found, verify)
             return cls((PartSpec("pairs", str(found), None, 1.0),), {str(found): latents}, False)
-        parts = parse_mix(spec)
-        names = dict.fromkeys(part.source for part in parts if part.kind != "text")
-        sets = {name: LatentSet.open(find_latents(name, progress), verify) for name in names}
+        parts = tuple(_located(part, progress) for part in parse_mix(spec))
+        folders = dict.fromkeys(part.source for part in parts if part.kind != "text")
+        sets = {folder: LatentSet.open(Path(folder), verify) for folder in folders}
         _check_alike(sets)
         return cls(parts, sets, True)
 
@@ -174,6 +175,13 @@ def _first_of(texts: EndlessTexts) -> Iterator[str]:
             return
         seen.add(key)
         yield text
+
+
+def _located(part: PartSpec, progress: Progress) -> PartSpec:
+    """A part whose latent set has one name, however the user spelt it."""
+    if part.kind == "text":
+        return part
+    return replace(part, source=str(find_latents(part.source, progress).resolve()))
 
 
 def _check_alike(sets: dict[str, LatentSet]) -> None:

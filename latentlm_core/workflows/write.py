@@ -39,7 +39,8 @@ from latentlm_core.workflows.writing import Engine, Question, Task, Writing
 
 TextSink = Callable[[str], None]
 """Takes text as it is written."""
-MAX_NAME = 60
+MAX_NAME = 40
+"""Characters of a prompt that the name of a folder has."""
 NUM_SHOWN = 8
 """Pages whose text the result shows."""
 
@@ -151,10 +152,11 @@ def write(
         "sampler": config.to_dict(),
         "text_sampler": text_config.to_dict(),
     }
+    words = (*prompts, question, *text_only, *(path.stem for path in (*captions_of, page) if path))
     name = "-".join(
         (
             run_name_of(model, loaded),
-            slug(data)[:MAX_NAME] if data else slug(asked[0].name.replace("/", "-"))[:MAX_NAME],
+            slug(data or next(filter(None, words), "nothing").replace("/", " ")[:MAX_NAME]),
             hashlib.sha256(repr(settings).encode()).hexdigest()[:8],
         )
     )
@@ -244,11 +246,12 @@ def _prompt(task: Task) -> str:
     return "\n".join(piece for piece in words if isinstance(piece, str))
 
 
-def _fingerprint(task: Task) -> list[str]:
-    """A prompt in settings: its words, and digests of its images."""
-    return [
+def _fingerprint(task: Task) -> dict[str, Any]:
+    """A prompt in settings: its words, digests of its images, and what is to be made of it."""
+    pieces = [
         str(piece)
         if isinstance(piece, str | tuple)
         else hashlib.sha256(piece.tobytes()).hexdigest()
         for piece in task.pieces
     ]
+    return {"pieces": pieces, "draw": task.draw, "num_images": task.num_images}
