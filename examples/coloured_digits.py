@@ -34,7 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Mix of each; of its batch and of the steps the share; weights of draw, describe and ask."""
 SCALES: dict[str, dict[str, Any]] = {
-    "small": {"vae": [], "steps": None, "lm": []},
+    "small": {"vae": [], "steps": 4500, "lm": []},
     "full": {
         "vae": ["trainer.total_steps=5000"],
         "steps": 8000,

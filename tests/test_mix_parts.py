@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from latentlm_core import workflows
+from latentlm_core.data.mix_documents import FilePart, read_documents
 from latentlm_core.data.mix_parts import (
     ComposedPart,
     Directions,
-    FilePart,
     Gallery,
     TextPart,
     captions_of,
-    read_documents,
 )
 from latentlm_core.data.shards import LatentSet
 from latentlm_core.data.text_sources import TextItem

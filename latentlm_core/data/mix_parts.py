@@ -6,11 +6,9 @@ is drawn anew at each visit (sigma's noise, the direction, the stretch of a long
 Axes: T latent positions, C latent channels.
 """
 
-import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
@@ -284,50 +282,6 @@ class ComposedPart:
         return self._pages.document(pieces, "+".join(keys))
 
 
-class FilePart:
-    """Interleaved documents of a file, whose images are examples of a latent set.
-
-    Args:
-        name: of the file.
-        rows: as ``read_documents`` gives them.
-        gallery: the images.
-        pages: how documents are written.
-        held_out: share of the documents; other parts may train on their images.
-        seed: of the run.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        rows: Sequence[Sequence[str | int]],
-        gallery: Gallery,
-        pages: Pages,
-        held_out: float,
-        seed: int,
-    ) -> None:
-        self.name = name
-        self._gallery, self._pages, self._rows = gallery, pages, rows
-        self._order = EpochOrder(len(self._rows), held_out, seed, 1, self.name)
-
-    def document(self, place: int, source: torch.Generator) -> Document:
-        """See ``Part``."""
-        return self._write(self._order[place], source)
-
-    def held_out(self, source: torch.Generator) -> Iterator[Document]:
-        """See ``Part``."""
-        return (self._write(number, source) for number in self._order.held_out.tolist())
-
-    def _write(self, number: int, source: torch.Generator) -> Document:
-        pieces: list[Words | Picture] = []
-        for piece in self._rows[number]:
-            if isinstance(piece, str):
-                pieces.append(Words(self._pages.text.encode(piece)))
-            else:
-                record = self._gallery.record(piece, source)
-                pieces.append(Picture(self._gallery.picture(record, source), learn=bool(pieces)))
-        return self._pages.document(pieces, f"{self.name}:{number + 1}")
-
-
 def captions_of(caption: str | None) -> list[str]:
     """The captions of an example: the lines of its text."""
     return [line.strip() for line in (caption or "").splitlines() if line.strip()]
@@ -335,46 +289,3 @@ def captions_of(caption: str | None) -> list[str]:
 
 def _any_of(choices: Sequence[T], source: torch.Generator) -> T:
     return choices[int(torch.randint(len(choices), (), generator=source))]
-
-
-def read_documents(path: Path, latents: LatentSet) -> list[list[str | int]]:
-    """Interleaved documents: of each its words, and the indices of its images in ``latents``.
-
-    A line of the file is ``{"pieces": ["words", {"image": KEY}, ...]}``.
-
-    Raises:
-        DataError: the file cannot be read, or names what is not there.
-    """
-    indices = {latents.key(index): index for index in range(len(latents))}
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
-    rows = [
-        _read_row(line, f"{path}:{number}", indices)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not rows:
-        raise DataError(f"{path} holds no documents.")
-    return rows
-
-
-def _read_row(line: str, where: str, indices: dict[str, int]) -> list[str | int]:
-    try:
-        found = json.loads(line)["pieces"]
-        if not isinstance(found, list):
-            raise TypeError
-        pieces = [piece if isinstance(piece, str) else str(piece["image"]) for piece in found]
-        is_image = [not isinstance(piece, str) for piece in found]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(
-            f'{where} is not of the form {{"pieces": ["words", {{"image": KEY}}]}}.'
-        ) from None
-    if not pieces:
-        raise DataError(f"{where} has no pieces.")
-    told = list(zip(pieces, is_image, strict=True))
-    missing = next((name for name, image in told if image and name not in indices), None)
-    if missing is not None:
-        raise DataError(f"{where} names the image {missing!r}, which the latent set has not.")
-    return [indices[name] if image else name for name, image in told]

@@ -36,7 +36,7 @@ def _small_run(model: LatentLMSize | TransfusionSize) -> LMRecipe:
         data=MultimodalDataConfig(
             batch_elements=1024,
             row_length=128,
-            directions=Directions(draw=2.0, describe=2.0, ask=1.0),
+            directions=Directions(draw=3.0, describe=1.0, ask=0.25),
             text=TextConfig(kind="bpe", vocab_size=512),
         ),
         trainer=TrainerConfig(
@@ -50,8 +50,8 @@ def _small_run(model: LatentLMSize | TransfusionSize) -> LMRecipe:
 MULTIMODAL_VAE_RECIPES: Mapping[str, VAERecipe] = {
     "coloured-digits": VAERecipe(
         tokenizer=SigmaVAEConfig(
-            latent_channels=192,
-            posterior=LatentPosteriorConfig(std=0.2),
+            latent_channels=128,
+            posterior=LatentPosteriorConfig(std=0.7),
             network=ConvConfig(
                 image_size=32,
                 channels=(96, 192),
@@ -102,7 +102,8 @@ MULTIMODAL_LM_RECIPES: Mapping[str, LMRecipe] = {
     ),
     "coloured-digits": _small_run(
         LatentLMSize(
-            backbone=_SMALL_BACKBONE, head=DiffusionHeadConfig(num_layers=3, intermediate_size=512)
+            backbone=_SMALL_BACKBONE,
+            head=DiffusionHeadConfig(num_layers=3, intermediate_size=512, noise_repeats=12),
         )
     ),
     "transfusion-coloured-digits": _small_run(

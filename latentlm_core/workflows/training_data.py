@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Self
 
 from latentlm_core.data.manifest import LatentSums
+from latentlm_core.data.mix_documents import FilePart, read_documents
 from latentlm_core.data.mix_parts import (
     ComposedPart,
-    FilePart,
     Gallery,
     PairPart,
     Part,
     TextPart,
-    read_documents,
 )
 from latentlm_core.data.mixture import Mixture, MultimodalDataConfig, PartSpec, is_mix, parse_mix
 from latentlm_core.data.pages import Pages
