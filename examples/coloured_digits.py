@@ -3,7 +3,7 @@
     python examples/coloured_digits.py [--scale small|full] [--models unified,text,...] [FOLDER]
 
 1. unified: one model of text, pairs and interleaved documents; beside it `text`, a model of the
-   same size that has read the same text and nothing else.
+   same size that has read the same text and nothing else, and `long`, trained three times as long.
 2. transfusion: the same mix and budget in the layout of Transfusion (noisy latents in the backbone,
    free attention inside an image), its head as deep as makes the parameters match.
 3. pairs against draw and describe: one model for both directions against one for each, with half
@@ -28,13 +28,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "mix": "text:{text}=1,{latents}=10,interleaved:{latents}=1",
         "recipe": "transfusion-coloured-digits",
     },
+    "long": {"mix": "text:{text}=1,{latents}=10,interleaved:{latents}=1", "steps": 3},
     "pairs": {"mix": "{latents}=1"},
     "draw": {"mix": "{latents}=1", "steps": 0.5, "directions": (1, 0, 0)},
     "describe": {"mix": "{latents}=1", "steps": 0.5, "directions": (0, 1, 1)},
 }
 """Mix of each; of its batch and of the steps the share; weights of draw, describe and ask."""
 SCALES: dict[str, dict[str, Any]] = {
-    "small": {"vae": [], "steps": 4500, "lm": []},
+    "small": {"vae": [], "steps": 1500, "lm": []},
     "full": {
         "vae": ["trainer.total_steps=5000"],
         "steps": 8000,

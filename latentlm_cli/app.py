@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from latentlm_cli import console, demo, evaluate, hub, options, sample, tokenize, train
+from latentlm_cli import console, demo, doctor, evaluate, hub, options, sample, tokenize, train
 from latentlm_core.errors import LatentLMError
 
 MACHINE_FAULTS = {
@@ -75,6 +75,7 @@ app = typer.Typer(
 )
 START, PATH, SHARE = "Start here", "From data to samples, in this order", "Share"
 app.command(rich_help_panel=START, epilog=demo.EXAMPLES)(demo.demo)
+app.command(rich_help_panel=START, epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(rich_help_panel=PATH, epilog=train.VAE_EXAMPLES)(train.train_vae)
 app.command(rich_help_panel=PATH, epilog=tokenize.EXAMPLES)(tokenize.tokenize)
 app.command(rich_help_panel=PATH, epilog=train.LM_EXAMPLES)(train.train_lm)

@@ -20,7 +20,7 @@ from latentlm_core.errors import ConfigError
 from latentlm_core.result import Result
 
 COMMANDS = (
-    *("demo", "train-vae", "tokenize", "train-lm", "sample", "push"),
+    *("demo", "doctor", "train-vae", "tokenize", "train-lm", "sample", "push"),
     *("eval fid", "eval is", "eval kid", "eval precision-recall"),
     *("eval recon", "eval sweep", "eval stats", "eval wer", "eval sim", "eval drift"),
     *("eval ppl", "eval t2i", "eval caption", "eval vqa"),

@@ -7,11 +7,13 @@
     speak         model, text, voice   => samples/NAME   speech
     write         model, prompt        => samples/NAME   text and images
     evaluate_*    samples, sigma-VAE   => a report
+    doctor        anything of these    => what is wrong with it
     push          model                => the hub
 
 Each takes plain values, does the whole work, tells ``progress`` about it and returns a ``Result``.
 """
 
+from latentlm_core.workflows.doctor import doctor
 from latentlm_core.workflows.evaluate import (
     evaluate_reconstruction,
     evaluate_samples,
@@ -31,6 +33,7 @@ from latentlm_core.workflows.train_vae import train_vae
 from latentlm_core.workflows.write import write
 
 __all__ = [
+    "doctor",
     "evaluate_captions",
     "evaluate_drift",
     "evaluate_perplexity",
