@@ -3,11 +3,11 @@
     python examples/coloured_digits.py [--scale small|full] [--models unified,text,...] [FOLDER]
 
 1. unified: one model of text, pairs and interleaved documents; beside it `text`, a model of the
-   same size that has read the same text and nothing else, and `long`, trained three times as long.
+   same size that has read the same text and nothing else.
 2. transfusion: the same mix and budget in the layout of Transfusion (noisy latents in the backbone,
    free attention inside an image), its head as deep as makes the parameters match.
-3. pairs against draw and describe: one model for both directions against one for each, with half
-   of the steps each.
+3. draw and describe: one model for each direction, with half of the steps each, beside the unified
+   one, which gives a sixth of its own to text and interleaved documents.
 
 Each draws 500 captions of held-out images, which a checker reads, describes 500 held-out images and
 answers the questions about them, as far as it can. `small` is for two CPU cores, `full` is sized by
@@ -23,19 +23,17 @@ from typing import Any
 DATA, TEXT = "coloured-digits", "pydoc"
 MODELS: dict[str, dict[str, Any]] = {
     "unified": {"mix": "text:{text}=1,{latents}=10,interleaved:{latents}=1"},
-    "text": {"mix": "text:{text}", "elements": 1 / 12},
+    "text": {"mix": "text:{text}", "elements": 1 / 8, "steps": 2 / 3},
     "transfusion": {
         "mix": "text:{text}=1,{latents}=10,interleaved:{latents}=1",
         "recipe": "transfusion-coloured-digits",
     },
-    "long": {"mix": "text:{text}=1,{latents}=10,interleaved:{latents}=1", "steps": 3},
-    "pairs": {"mix": "{latents}=1"},
     "draw": {"mix": "{latents}=1", "steps": 0.5, "directions": (1, 0, 0)},
     "describe": {"mix": "{latents}=1", "steps": 0.5, "directions": (0, 1, 1)},
 }
 """Mix of each; of its batch and of the steps the share; weights of draw, describe and ask."""
 SCALES: dict[str, dict[str, Any]] = {
-    "small": {"vae": [], "steps": 1500, "lm": []},
+    "small": {"vae": [], "steps": 4500, "lm": []},
     "full": {
         "vae": ["trainer.total_steps=5000"],
         "steps": 8000,

@@ -43,7 +43,7 @@ def _small_run(model: LatentLMSize | TransfusionSize) -> LMRecipe:
             total_steps=3000, save_every=1000, validate_every=1000, log_every=50, ema_decay=0.99
         ),
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, warmup_steps=50),
-        sampler=SamplerConfig(guidance_scale=2.0),
+        sampler=SamplerConfig(guidance_scale=3.0),
     )
 
 
