@@ -149,7 +149,8 @@ def captioned_grid(
         axes.imshow(image, interpolation="nearest")
         axes.set_axis_off()
         text = "\n".join(textwrap.wrap(caption, CAPTION_WIDTH)[:CAPTION_LINES])
-        axes.set_title(text, fontsize=7, parse_math=False, y=-0.02, va="top")
+        below = {"x": 0.5, "y": -0.04, "ha": "center", "va": "top", "transform": axes.transAxes}
+        axes.text(s=text, fontsize=7, parse_math=False, **below)
     _save(figure, path)
 
 

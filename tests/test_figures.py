@@ -11,7 +11,13 @@ import torch
 from PIL import Image as PILImage
 
 from latentlm_core.errors import ArtifactError
-from latentlm_core.figures import class_grid, comparison_grid, loss_curves, sweep_curve
+from latentlm_core.figures import (
+    captioned_grid,
+    class_grid,
+    comparison_grid,
+    loss_curves,
+    sweep_curve,
+)
 from latentlm_core.report import Command, Picture, ReportPage, Section, Table, write_report
 
 HOSTILE = "<script src='https://evil.example/x.js'>alert(\"1\")</script> & {braces} $x^2$"
@@ -180,3 +186,13 @@ def test_a_missing_picture_is_named(tmp_path: Path) -> None:
     page = ReportPage("t", "l", {}, [Section("s", "", [Picture(tmp_path / "no.png", "c")])])
     with pytest.raises(ArtifactError, match=r"no.png cannot be read"):
         page.to_html()
+
+
+def test_captions_stand_below_their_images(tmp_path: Path) -> None:
+    images = [np.full((8, 8, 3), BLUE, np.uint8)] * 3
+    bare, told = tmp_path / "bare.png", tmp_path / "told.png"
+    captioned_grid(images, ["", "", ""], bare, columns=2)
+    captioned_grid(images, ["a red seven", "$x^2$ {b}", "word " * 40], told, columns=2)
+    assert png_size(bare) == png_size(told)
+    assert ink(told, BLUE) == pytest.approx(ink(bare, BLUE), rel=0.02)
+    assert ink(told, (0, 0, 0)) > ink(bare, (0, 0, 0))
