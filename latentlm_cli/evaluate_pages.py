@@ -1,24 +1,12 @@
 """latentlm eval ppl | t2i | caption | vqa: models of text and images."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from latentlm_cli import console, options
 from latentlm_cli.progress import listener
 
-Captioned = Annotated[
-    str,
-    typer.Option(
-        "--data", metavar="DATA", help="A data set with captions, such as coloured-digits."
-    ),
-]
-Asked = Annotated[
-    str,
-    typer.Option(
-        "--data", metavar="DATA", help="A data set with questions, such as coloured-digits."
-    ),
-]
 Text = Annotated[
     str,
     typer.Option(
@@ -94,65 +82,57 @@ def t2i(
     console.show(result, json)
 
 
-def caption(
-    data: Captioned,
-    model: options.Model = None,
-    split: options.Split = "test",
-    num_samples: options.NumImages = None,
-    batch_size: options.BatchSize = 64,
-    seed: options.Seed = 0,
-    out: options.Report = None,
-    device: options.Device = "auto",
-    json: options.Json = False,
+def _add_question(
+    app: typer.Typer, command: Literal["caption", "vqa"], known: str, purpose: str, example: str
 ) -> None:
-    """Captions of images beside what people wrote: exact match and CIDEr-D."""
-    from latentlm_core import workflows
+    """A command that asks the model about images of which a data set holds what is ``known``."""
+    about = f"A data set with {known}, such as coloured-digits."
 
-    result = workflows.evaluate_captions(
-        data=data,
-        model=model,
-        split=split,
-        num_samples=num_samples,
-        batch_size=batch_size,
-        seed=seed,
-        out=out,
-        device=device,
-        progress=listener(),
-    )
-    console.show(result, json)
+    @app.command(command, help=purpose, epilog=options.examples(example))
+    def ask(
+        data: Annotated[str, typer.Option("--data", metavar="DATA", help=about)],
+        model: options.Model = None,
+        split: options.Split = "test",
+        num_samples: options.NumImages = None,
+        batch_size: options.BatchSize = 64,
+        seed: options.Seed = 0,
+        out: options.Report = None,
+        device: options.Device = "auto",
+        json: options.Json = False,
+    ) -> None:
+        from latentlm_core import workflows
 
-
-def vqa(
-    data: Asked,
-    model: options.Model = None,
-    split: options.Split = "test",
-    num_samples: options.NumImages = None,
-    batch_size: options.BatchSize = 64,
-    seed: options.Seed = 0,
-    out: options.Report = None,
-    device: options.Device = "auto",
-    json: options.Json = False,
-) -> None:
-    """Answers to questions about images, compared under VQA's rules."""
-    from latentlm_core import workflows
-
-    result = workflows.evaluate_vqa(
-        data=data,
-        model=model,
-        split=split,
-        num_samples=num_samples,
-        batch_size=batch_size,
-        seed=seed,
-        out=out,
-        device=device,
-        progress=listener(),
-    )
-    console.show(result, json)
+        is_caption = command == "caption"
+        evaluate = workflows.evaluate_captions if is_caption else workflows.evaluate_vqa
+        result = evaluate(
+            data=data,
+            model=model,
+            split=split,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            seed=seed,
+            out=out,
+            device=device,
+            progress=listener(),
+        )
+        console.show(result, json)
 
 
 def add_to(app: typer.Typer) -> None:
     """Make these commands of `latentlm eval`."""
     app.command(epilog=options.examples("latentlm eval ppl --data pydoc"))(ppl)
     app.command(epilog=options.examples("latentlm eval t2i --samples samples/drawn"))(t2i)
-    app.command(epilog=options.examples("latentlm eval caption --data coloured-digits"))(caption)
-    app.command(epilog=options.examples("latentlm eval vqa --data coloured-digits -n 200"))(vqa)
+    _add_question(
+        app,
+        "caption",
+        "captions",
+        "Captions of images beside what people wrote: exact match and CIDEr-D.",
+        "latentlm eval caption --data coloured-digits",
+    )
+    _add_question(
+        app,
+        "vqa",
+        "questions",
+        "Answers to questions about images, compared under VQA's rules.",
+        "latentlm eval vqa --data coloured-digits -n 200",
+    )

@@ -1,6 +1,6 @@
 """latentlm sample."""
 
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
@@ -59,6 +59,7 @@ def sample(
     """
     common: dict[str, Any] = {
         "model": model,
+        "num_samples": num_samples,
         "seed": seed,
         "guidance_scale": guidance_scale,
         "num_inference_steps": num_inference_steps,
@@ -96,34 +97,23 @@ def sample(
     if texts or protocol:
         prompts.refuse(of_classes, "--text and --protocol are for speech; {} is for classes.")
         prompts.refuse(of_pages, "--text and --protocol are for speech; {} is for other models.")
-        result = _speak(num_samples=num_samples, **prompts.given(of_speech | of_data), **common)
-    elif prompts.given(of_pages) or data:
+        result = _run("speak", common | of_speech | of_data)
+    elif prompts.given(of_pages | of_data):
         prompts.refuse(of_speech, "{} is for speech, which needs --text or --protocol.")
         prompts.refuse(of_classes, "{} is for classes, and not for text and images.")
-        settings = prompts.given(of_pages | of_data)
-        result = _write(json, num_samples=num_samples, **settings, **common)
+        sink = None if json else _show_text
+        result = _run("write", common | of_pages | of_data | {"sink": sink})
     else:
-        prompts.refuse(of_speech | of_data, "{} is for speech, which needs --text or --protocol.")
-        result = _draw(num_samples=num_samples or 16, **prompts.given(of_classes), **common)
+        prompts.refuse(of_speech, "{} is for speech, which needs --text or --protocol.")
+        result = _run("sample", common | of_classes)
     console.show(result, json, dry_run)
 
 
-def _speak(**settings: Any) -> Any:
+def _run(workflow: Literal["sample", "speak", "write"], settings: dict[str, Any]) -> Any:
+    """Call it with what the user gave; the rest is its own to decide."""
     from latentlm_core import workflows
 
-    return workflows.speak(**settings)
-
-
-def _draw(**settings: Any) -> Any:
-    from latentlm_core import workflows
-
-    return workflows.sample(**settings)
-
-
-def _write(as_json: bool, **settings: Any) -> Any:
-    from latentlm_core import workflows
-
-    return workflows.write(sink=None if as_json else _show_text, **settings)
+    return getattr(workflows, workflow)(**prompts.given(settings))
 
 
 def _show_text(text: str) -> None:

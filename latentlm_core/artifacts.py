@@ -12,6 +12,7 @@ folder has the layout of a hub repository, so the two are read alike.
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +53,8 @@ SAMPLE_OPTIONS = {
     "multimodal": "--prompt, --caption, --ask, --text-only, --interleaved and --data",
 }
 """What ``latentlm sample`` takes of a model, by its task."""
+AGAIN = "Copy it anew, or remove the export and run its training command again."
+"""What to do about a damaged file of an export."""
 
 
 class TokenizerExport(Config):
@@ -252,7 +255,7 @@ def load_tokenizer(folder: Path, device: torch.device) -> LoadedTokenizer:
         ArtifactError: there is none, it is of another kind, or its weights do not fit.
         CorruptFileError: a file is damaged.
     """
-    config = _read_config(folder, TokenizerExport)
+    config = read_config(folder, TokenizerExport)
     model = build_tokenizer(config.tokenizer)
     sha256 = _load_weights(model, folder)
     return LoadedTokenizer(model.to(device).eval(), config, folder, sha256)
@@ -265,10 +268,10 @@ def load_generator(folder: Path, device: torch.device) -> LoadedGenerator:
         ArtifactError: there is none, it is of another kind, or its weights do not fit.
         CorruptFileError: a file is damaged.
     """
-    config = _read_config(folder, GeneratorExport)
+    config = read_config(folder, GeneratorExport)
     model = build_generator(config.model)
     sha256 = _load_weights(model, folder)
-    text = None if config.text_sha256 is None else _read_text(folder, config)
+    text = None if config.text_sha256 is None else read_text_tokenizer(folder, config)
     return LoadedGenerator(model.to(device).eval(), config, folder, sha256, text)
 
 
@@ -290,12 +293,13 @@ def export_kind(folder: Path) -> str | None:
     return str(config.get("kind"))
 
 
-def _write(folder: Path, model: nn.Module, config: Config) -> None:
-    write_json(folder / CONFIG_FILE, config.to_dict())
-    write_safetensors(folder / WEIGHTS_FILE, model.state_dict(), {"format": "pt"})
+def read_config(folder: Path, kind: type[C]) -> C:
+    """Read the ``config.json`` of an export of this kind.
 
-
-def _read_config(folder: Path, kind: type[C]) -> C:
+    Raises:
+        ArtifactError: it is not there, not one of ours, or of another kind.
+        CorruptFileError: it is damaged.
+    """
     path = folder / CONFIG_FILE
     data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != "latentlm":
@@ -306,30 +310,50 @@ def _read_config(folder: Path, kind: type[C]) -> C:
     try:
         return build(kind, data, str(path))
     except ConfigError as error:
-        raise CorruptFileError(str(error)) from None
+        raise CorruptFileError(str(error), hint=AGAIN) from None
 
 
-def _read_text(folder: Path, config: GeneratorExport) -> TextTokenizer:
+def read_text_tokenizer(folder: Path, config: GeneratorExport) -> TextTokenizer:
+    """Read the text tokenizer of a model that reads text.
+
+    Raises:
+        ArtifactError: it is not there, or not the one of the model.
+        CorruptFileError: it is damaged.
+        MissingExtraError: it needs a package that is not installed.
+    """
     path = folder / TEXT_FILE
     text = TextTokenizer.from_json(read_text(path), str(path))
     if text.sha256 != config.text_sha256 or text.vocab_size != config.model.vocab_size:
         raise ArtifactError(
             f"{path} is not the text tokenizer of the model: it has {text.vocab_size} ids and the "
             f"sha256 {text.sha256[:12]}, the model {config.model.vocab_size} and "
-            f"{str(config.text_sha256)[:12]}."
+            f"{str(config.text_sha256)[:12]}.",
+            hint="Copy the one of the run that made it.",
         )
     return text
+
+
+def differing_tensors(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Names of the tensors that a file lacks, has beyond those of a module, or of another shape.
+
+    Args:
+        model: the module.
+        shapes: of the tensors in the file, by name.
+    """
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    return sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name))
+
+
+def _write(folder: Path, model: nn.Module, config: Config) -> None:
+    write_json(folder / CONFIG_FILE, config.to_dict())
+    write_safetensors(folder / WEIGHTS_FILE, model.state_dict(), {"format": "pt"})
 
 
 def _load_weights(model: nn.Module, folder: Path) -> str:
     path = folder / WEIGHTS_FILE
     weights = read_safetensors(path)
-    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    if own != found:
-        names = sorted(
-            name for name in own.keys() | found.keys() if own.get(name) != found.get(name)
-        )
+    names = differing_tensors(model, {name: tensor.shape for name, tensor in weights.items()})
+    if names:
         raise ArtifactError(
             f"{path} does not fit its {CONFIG_FILE}: {len(names)} tensors differ, "
             f"{', '.join(names[:3])} among them."

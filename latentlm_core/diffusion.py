@@ -119,6 +119,11 @@ class SolverGrid:
         """Whether steps draw fresh noise."""
         return any(self.noise)
 
+    @property
+    def num_fresh(self) -> int:
+        """Steps that fresh noise is needed for."""
+        return len(self) if self.is_stochastic else 0
+
 
 def solver_grid(schedule: NoiseSchedule, num_inference_steps: int, solver: Solver) -> SolverGrid:
     """The coefficients of a solver on equally spaced timesteps.

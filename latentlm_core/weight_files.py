@@ -47,7 +47,7 @@ class WeightFiles:
             CorruptFileError: the file or the index is damaged, or names a file outside.
         """
         if (folder / WEIGHTS_FILE).is_file():
-            with _opened(folder / WEIGHTS_FILE) as file:
+            with open_weights(folder / WEIGHTS_FILE) as file:
                 return cls(folder, dict.fromkeys(file.keys(), WEIGHTS_FILE))
         path = folder / INDEX_FILE
         if not path.is_file():
@@ -87,7 +87,7 @@ class WeightFiles:
         """Each tensor's name with its opened file."""
         for place in sorted({self.places[name] for name in names}):
             path = self.folder / place
-            with _opened(path) as file:
+            with open_weights(path) as file:
                 for name in (name for name in names if self.places[name] == place):
                     dtype = file.get_slice(name).get_dtype()
                     if dtype not in _DTYPES:
@@ -99,11 +99,17 @@ class WeightFiles:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def open_weights(path: Path) -> Iterator[Any]:
+    """A safetensors file, opened; what goes wrong with it inside the block is an error as well.
+
+    Raises:
+        ArtifactError: the file is not there.
+        CorruptFileError: it is truncated or no safetensors file.
+    """
     if not path.is_file():
         raise ArtifactError(f"There is no file {path}.")
     try:
         with safetensors.safe_open(path, "pt") as file:
             yield file
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise CorruptFileError(f"{path} is damaged or no safetensors file ({error}).") from None

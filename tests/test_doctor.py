@@ -286,6 +286,11 @@ def test_the_text_tokenizer_of_a_model_that_reads_text(pages_home, tmp_path):
     document = json.loads((export / "text.json").read_text())
     (export / "text.json").write_text(json.dumps(document | {"version": 99}))
     assert "text.json" in faults(str(export))["text"]
+    (export / "text.json").write_text(json.dumps(document))
+    config = json.loads((export / "config.json").read_text())
+    (export / "config.json").write_text(json.dumps(config | {"text_sha256": "0" * 64}))
+    assert "not the text tokenizer of the model" in faults(str(export))["text"]
+    assert "Copy the one of the run that made it." in faults(str(export))["text"]
 
 
 def reads_text(run: Path) -> bool:

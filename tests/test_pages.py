@@ -114,7 +114,7 @@ def test_every_element_is_that_of_a_full_forward(scale):
                     states.append(_state(model, free, piece[:place]))
                 start = noise[num_images * LENGTH + place][None]
                 with torch.no_grad():
-                    drawn = ours._sampler.draw(torch.stack(states), start, None, scale)
+                    drawn = ours.sampler.draw(torch.stack(states), start, None, scale)
                 torch.testing.assert_close(drawn[0], piece[place], rtol=1e-4, atol=1e-4)
             pieces.append(Picture(piece))
             num_images += 1

@@ -78,7 +78,7 @@ def test_guidance_of_one_is_no_guidance():
     model = tiny_latent_lm()
     noise = Noise(torch.randn(1, 5, 8))
     plain = LatentLMEngine(model, SamplerConfig(num_inference_steps=4))
-    assert not plain.is_guided
+    assert not plain.config.is_guided
     unguided = plain.decode(torch.tensor([[3]]), noise)
     guided = LatentLMEngine(model, GUIDED.model_copy(update={"guidance_scale": 1.0}))
     both = guided.decode(torch.tensor([[3], [10]]), noise)

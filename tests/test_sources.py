@@ -237,6 +237,17 @@ def test_a_set_of_the_datasets_library_opens_by_name(tmp_path, monkeypatch, writ
         open_source("hf:org/pets:tset")
 
 
+def test_a_split_that_is_named_is_that_very_one(tmp_path, monkeypatch, write):
+    for value, split in enumerate(("train", "validation", "test"), start=1):
+        write(f"org/pets/{split}/cat/1.png", value)
+    monkeypatch.chdir(tmp_path / "data")
+    for spec, value in (("hf:org/pets:test", 3), ("hf:org/pets:validation", 2)):
+        assert (open_source(spec)[0].image == value).all()
+        with pytest.raises(DataError, match="has no split 'test'"):
+            open_source(spec, "test")
+    assert (open_source("hf:org/pets", "test")[0].image == 2).all()
+
+
 def test_an_absent_hub_set_is_one_sentence(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

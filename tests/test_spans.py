@@ -100,7 +100,7 @@ def test_cached_drawing_equals_drawing_by_full_forwards(config, pace):
         for row, place in itertools.product(range(len(asked)), range(4)):
             drawn = spans[row].latents
             states = [_state_after(model, p, drawn[:place]) for p in _prompts(asked[row])]
-            if not ours.is_guided:
+            if not ours.config.is_guided:
                 del states[1]
             again = model.head.sample(
                 model.head.condition(torch.stack(states)),

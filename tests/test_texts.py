@@ -313,6 +313,15 @@ def test_a_set_of_the_hub_opens_by_name(tmp_path, stream):
         open_texts(f"{spec}:trian")
 
 
+@pytest.mark.parametrize("prefix", ["", "stream:"])
+def test_a_set_of_the_hub_without_a_split_to_train_on(tmp_path, prefix):
+    folder = tmp_path / "org" / "name"
+    folder.mkdir(parents=True)
+    write_parquet(folder, DOCUMENTS, "test-00000")
+    with pytest.raises(DataError, match=r"no split 'train'\. Known: test"):
+        open_endless_texts(f"{prefix}hf:org/name", 0, 0.1)
+
+
 def test_a_split_that_is_named_is_the_whole_set(tmp_path):
     folder = tmp_path / "org" / "name"
     folder.mkdir(parents=True)

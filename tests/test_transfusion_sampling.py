@@ -69,12 +69,12 @@ def test_drawing_with_a_cache_equals_drawing_by_full_passes(config) -> None:
     ours = engine(model, config)
     prompts = [prompt(each(), draw=True) for each in builders()]
     shape = (len(prompts), NUM_LATENTS, CHANNELS)
-    fresh = torch.randn(ours.num_fresh, *shape) if ours.num_fresh else None
+    fresh = torch.randn(ours.grid.num_fresh, *shape) if ours.grid.num_fresh else None
     noise = Noise(torch.randn(shape), fresh)
     drawn = ours.draw_images(prompts, [free_prompt()] * len(prompts), noise)
     assert drawn.shape == shape
     for row, given in enumerate(prompts):
-        branches = [given, free_prompt()] if ours.is_guided else [given]
+        branches = [given, free_prompt()] if ours.config.is_guided else [given]
 
         def predict(x_t: Tensor, i: int, branches: list[Prompt] = branches) -> Tensor:
             rows = zip(branches, x_t, strict=True)
@@ -83,7 +83,7 @@ def test_drawing_with_a_cache_equals_drawing_by_full_passes(config) -> None:
 
         with torch.no_grad():
             again = solve(
-                guided(predict, config.guidance_scale) if ours.is_guided else predict,
+                guided(predict, config.guidance_scale) if ours.config.is_guided else predict,
                 noise.start[row : row + 1],
                 ours.grid,
                 None if fresh is None else lambda i, row=row: fresh[i, row : row + 1],

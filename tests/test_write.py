@@ -311,7 +311,8 @@ def test_the_model_says_when_it_draws_and_a_page_is_never_too_long(
     (made,) = writing.write(engine, [task], [0], 0)
     images = [piece for piece in made.pieces if isinstance(piece, torch.Tensor)]
     words = [piece for piece in made.pieces if isinstance(piece, tuple)]
-    room = ROW_LENGTH - len(writing.request(task, 0).prompt.ids)
+    blank = torch.zeros(NUM_LATENTS, writing.model.config.latent_channels)
+    room = ROW_LENGTH - len(writing._page(task, [blank] * len(task.images)))
     added = sum(map(len, words)) + len(images) * (NUM_LATENTS + 2)
     assert 1 < len(images) <= 8
     assert room - NUM_LATENTS - 2 < added <= room

@@ -96,6 +96,19 @@ SpeechSource = AnySource[Clip]
 """Recordings, whose classes are the speakers."""
 
 
+MAX_BROKEN_SHARE = 0.01
+"""What part of a source may be broken."""
+LEAST_BROKEN = 10
+"""How many of its items may be broken however small a source is."""
+NUM_LISTED = 5
+"""How many broken items are shown one by one."""
+
+
+def num_allowed_broken(total: int, share: float = MAX_BROKEN_SHARE) -> int:
+    """How many items of a source of ``total`` may be broken, as long as not all are."""
+    return max(LEAST_BROKEN, int(share * total))
+
+
 class SkippedItem(Config):
     """An item that was left out."""
 
@@ -112,19 +125,17 @@ class SkipLog:
         source: whose items they are.
         progress: hears of the first few.
         share: what part of the source may be broken.
-        least: how many may be broken however small the source is.
     """
 
     def __init__(
         self,
         source: AnySource[object],
         progress: Progress = SILENT,
-        share: float = 0.01,
-        least: int = 10,
+        share: float = MAX_BROKEN_SHARE,
     ) -> None:
         self._source = source
         self._progress = progress
-        self._allowed = max(least, int(share * len(source)))
+        self._allowed = num_allowed_broken(len(source), share)
         self._items: dict[int, SkippedItem] = {}
 
     @property
@@ -155,7 +166,3 @@ class SkipLog:
             )
         if count <= NUM_LISTED:
             self._progress.warn(f"Skipped: {item.reason}")
-
-
-NUM_LISTED = 5
-"""How many broken items are shown one by one."""

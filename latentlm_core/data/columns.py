@@ -56,10 +56,8 @@ class ColumnSource:
 
     def __getitem__(self, index: int) -> Example:
         key = f"{index:08d}"
-        try:
+        with one_sentence(f"{key} cannot be read"):
             row = self._table[index]
-        except Exception as error:  # whatever pyarrow makes of a damaged table
-            raise DataError(f"{key} cannot be read: {error}.") from None
         cell = row[self._image] or {}
         content = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else b"")
         caption = as_caption(row[self._caption]) if self._caption else None
@@ -118,14 +116,9 @@ def read_parquet(paths: Sequence[Path], name: str) -> Any:
     Raises:
         DataError: they cannot be read.
     """
-    with _quiet() as datasets:
-        try:
-            return datasets.Dataset.from_parquet([str(path) for path in paths])
-        except Exception as error:  # the library lets through whatever its readers raise
-            raise DataError(
-                f"{name} cannot be read as parquet: {_reason(error)}.",
-                hint=f"Files: {', '.join(path.name for path in paths[:3])}",
-            ) from None
+    hint = f"Files: {', '.join(path.name for path in paths[:3])}"
+    with _quiet() as datasets, one_sentence(f"{name} cannot be read as parquet", hint):
+        return datasets.Dataset.from_parquet([str(path) for path in paths])
 
 
 def find_parquet(folder: Path, split: str) -> list[Path]:
@@ -138,44 +131,63 @@ def find_parquet(folder: Path, split: str) -> list[Path]:
     return every if split == "train" and not any(named.values()) else named[split]
 
 
-def open_hub(repository: str, split: str, name: str) -> ColumnSource | None:
-    """Load an image set from the hub, or from the local cache of the `datasets` library.
-
-    Args:
-        repository: ORG/NAME.
-        split: the set's own name of a split, or `train` or `test`, for which near names are tried.
-        name: what it is called in messages.
-
-    Returns:
-        None where the set has no part for `train` or `test`.
+def open_hub(place: str, split: str, name: str) -> ColumnSource | None:
+    """Load an image set from the hub; arguments and None as ``read_hub``.
 
     Raises:
         DataError: as ``read_hub``, or it holds no images.
     """
-    table = read_hub(repository, split, name)
+    table = read_hub(place, split, name)
     return None if table is None else ColumnSource(table, name)
 
 
-def read_hub(repository: str, split: str, name: str) -> Any | None:
-    """The ``datasets.Dataset`` of a set on the hub; arguments and None as ``open_hub``.
+def read_hub(place: str, split: str, name: str, streaming: bool = False) -> Any | None:
+    """Load a set from the hub, or from the local cache of the `datasets` library.
+
+    Args:
+        place: ORG/NAME[:SPLIT]. A split that is named is the whole set, which is `train`: there is
+            nothing else to hold out.
+        split: `train` or `test`, for which near names are tried.
+        name: what it is called in messages.
+        streaming: read it while it is downloaded.
+
+    Returns:
+        A ``datasets.Dataset``, or its ``IterableDataset`` of a stream; None where the set has no
+        part for `test`.
 
     Raises:
-        DataError: it cannot be loaded, or has no split of that very name.
+        DataError: it cannot be loaded, or has no split to train on or of the name given.
     """
-    with _quiet() as datasets:
-        try:
-            known = datasets.get_dataset_split_names(repository)
-            names = SPLITS.get(split, (split,))
-            wanted = next((part for part in names if part in known), None)
-            table = datasets.load_dataset(repository, split=wanted) if wanted else None
-        except Exception as error:  # network, permission, scripts, formats: the library's own zoo
-            raise DataError(
-                f"{name} cannot be loaded from the hub: {_reason(error)}.",
-                hint="Check the name, the network, and `hf auth login` if the set is gated.",
-            ) from None
-    if table is None and split not in SPLITS:
-        raise DataError(f"{name}: no split {split!r}. {did_you_mean(split, known)}")
-    return table
+    repository, _, own_split = place.partition(":")
+    if repository.count("/") > 1 or not repository:
+        raise DataError(f"{name} is not of the form hf:ORG/NAME or hf:ORG/NAME:SPLIT.")
+    if own_split and split == "test":
+        return None
+    names = (own_split,) if own_split else SPLITS[split]
+    hint = "Check the name, the network, and `hf auth login` if the set is gated."
+    with _quiet() as datasets, one_sentence(f"{name} cannot be loaded from the hub", hint):
+        known = datasets.get_dataset_split_names(repository)
+        for part in names:
+            if part in known:
+                return datasets.load_dataset(repository, split=part, streaming=streaming)
+    if split == "train":
+        raise DataError(f"{name}: no split {names[0]!r}. {did_you_mean(names[0], known)}")
+    return None
+
+
+@contextmanager
+def one_sentence(message: str, hint: str | None = None) -> Iterator[None]:
+    """Network, permission, scripts, damaged tables: the library lets everything through.
+
+    Raises:
+        DataError: the message with the reason, or the one that was raised.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{message}: {_reason(error)}.", hint) from None
 
 
 def is_text(kind: Any) -> bool:

@@ -85,9 +85,7 @@ class TextPart:
     def held_out(self, source: torch.Generator) -> Iterator[Document]:
         """Every stretch of the texts that are held out."""
         for text, key in self._texts.held_out:
-            ids = self._pages.text_ids(text)
-            for start in range(0, len(ids), self._row_length):
-                yield self._pages.stretch(ids[start : start + self._row_length], key)
+            yield from self._pages.stretches(text, key, self._row_length)
 
 
 class Gallery:
@@ -113,9 +111,7 @@ class Gallery:
 
     def picture(self, record: LatentRecord, source: torch.Generator) -> Tensor:
         """Normalised latents (T, C), drawn from their posterior."""
-        variance = None if record.log_variance is None else record.log_variance.unsqueeze(0)
-        drawn = self.latents.posterior.draw(record.mean.unsqueeze(0), variance, source)
-        return self.stats.normalise(drawn.squeeze(0))
+        return self.latents.draw(record, self.stats, source)
 
     def some(self) -> Iterator[LatentRecord]:
         """Some examples, from all over the set."""

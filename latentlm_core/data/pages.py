@@ -13,7 +13,7 @@ last of them by rule. When an image begins is for the model to say, by ``bod`` a
 Axes: T latent positions, C latent channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -98,6 +98,15 @@ class Pages:
     def stretch(self, ids: Sequence[int], key: str) -> Document:
         """Some of ``text_ids``: all of them, or a part of a text that is too long for a row."""
         return DocumentBuilder(self.latent_channels).tokens(ids, learn=True).finish(key)
+
+    def stretches(self, text: str, key: str, length: int) -> Iterator[Document]:
+        """A text in pieces of at most ``length`` elements, to predict all of it once.
+
+        The last token of one piece is the first of the next, so that only ``bos`` is not predicted.
+        """
+        ids = self.text_ids(text)
+        for start in range(0, len(ids) - 1, length - 1):
+            yield self.stretch(ids[start : start + length], key)
 
     def _written(self, pieces: Sequence[Words | Picture]) -> DocumentBuilder:
         marks, builder = self.text.marks, DocumentBuilder(self.latent_channels)

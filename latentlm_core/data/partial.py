@@ -26,7 +26,7 @@ from torch import nn
 
 from latentlm_core import files
 from latentlm_core.config import Config, build
-from latentlm_core.data.base import AnySource, SkipLog, SkippedItem
+from latentlm_core.data.base import MAX_BROKEN_SHARE, AnySource, SkipLog, SkippedItem
 from latentlm_core.data.manifest import (
     MANIFEST,
     LatentPlan,
@@ -98,7 +98,7 @@ def make_set(
     unit: str,
     device: torch.device,
     progress: Progress,
-    max_skipped_share: float = 0.01,
+    max_skipped_share: float = MAX_BROKEN_SHARE,
 ) -> Manifest:
     """Make a latent set, or go on with one, or return the one that is there already.
 

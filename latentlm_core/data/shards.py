@@ -24,7 +24,7 @@ from latentlm_core.data.base import Question
 from latentlm_core.data.manifest import LatentSums, Manifest, ShardEntry, read_manifest
 from latentlm_core.data.shard_file import Shard
 from latentlm_core.errors import CorruptFileError
-from latentlm_core.tokenizers.base import LatentPosteriorConfig, PosteriorKind
+from latentlm_core.tokenizers.base import LatentPosteriorConfig, LatentStats, PosteriorKind
 
 __all__ = ["LatentRecord", "LatentRecords", "LatentSet", "LatentSums", "Manifest", "ShardEntry"]
 
@@ -105,8 +105,8 @@ class LatentSet:
             _check_size(folder / entry.file, entry.num_bytes)
         if verify:
             for entry in manifest.shards:
-                _check_hash(folder / entry.file, entry.sha256)
-            _check_hash(
+                check_hash(folder / entry.file, entry.sha256)
+            check_hash(
                 folder / files.TOKENIZER_FOLDER / files.WEIGHTS_FILE, manifest.tokenizer_sha256
             )
         return cls(folder, manifest)
@@ -205,6 +205,18 @@ class LatentSet:
             shard.questions(place),
         )
 
+    def draw(self, record: LatentRecord, stats: LatentStats, source: torch.Generator) -> Tensor:
+        """Normalised latents (T, C) of an example, drawn from its posterior: one sigma for all.
+
+        Args:
+            record: from ``read_one``.
+            stats: normalisation.
+            source: of the noise.
+        """
+        variance = None if record.log_variance is None else record.log_variance.unsqueeze(0)
+        drawn = self.posterior.draw(record.mean.unsqueeze(0), variance, source)
+        return stats.normalise(drawn.squeeze(0))
+
     def read(self, indices: Sequence[int], variants: Sequence[int] | int = 0) -> LatentRecords:
         """Gather examples of a set with a grid.
 
@@ -262,7 +274,12 @@ def _check_size(path: Path, num_bytes: int) -> None:
         )
 
 
-def _check_hash(path: Path, sha256: str) -> None:
+def check_hash(path: Path, sha256: str) -> None:
+    """Compare a file of a latent set with its manifest.
+
+    Raises:
+        CorruptFileError: it is missing, or not what was hashed.
+    """
     if not path.is_file():
         raise CorruptFileError(f"{path} is missing.", hint="Run tokenize again.")
     if files.sha256_file(path) != sha256:

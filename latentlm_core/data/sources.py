@@ -194,7 +194,7 @@ def _open(spec: str, split: str) -> Source | None:
         case "folder", path if path:
             return _open_folder(Path(path), spec, split)
         case "hf", _:
-            return _open_hub_spec(rest, spec, split)
+            return open_hub(rest, split, spec)
     if name in SPEECH_SETS:
         raise DataError(
             f"{spec} is a set of recordings, and images are wanted here.",
@@ -233,13 +233,3 @@ def _open_folder(root: Path, name: str, split: str) -> Source | None:
         return open_parquet(paths, name) if paths else None
     part = find_split(root, split)
     return None if part is None else FolderSource(part, name)
-
-
-def _open_hub_spec(rest: str, spec: str, split: str) -> Source | None:
-    """A split that the spec names is the whole set: there is nothing else to hold out."""
-    repository, _, own_split = rest.partition(":")
-    if repository.count("/") > 1 or not repository:
-        raise DataError(f"{spec} is not of the form hf:ORG/NAME or hf:ORG/NAME:SPLIT.")
-    if own_split and split == "test":
-        return None
-    return open_hub(repository, own_split or split, spec)

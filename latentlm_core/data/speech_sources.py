@@ -103,7 +103,7 @@ def _open(spec: str, split: str) -> SpeechSource | None:
         case "folder", path if path:
             return _open_folder(Path(path), spec, split)
         case "hf", _:
-            return _open_hub_spec(rest, spec, split)
+            return open_speech_hub(rest, split, spec)
     if name in SPEECH_FOLDERS:
         return _open_named(name, rest, split)
     if name in IMAGE_SETS:
@@ -138,13 +138,3 @@ def _open_folder(root: Path, name: str, split: str) -> SpeechSource | None:
         paths = find_parquet(root, split)
         return open_speech_parquet(paths, name) if paths else None
     return open_speech_folder(root, name, split)
-
-
-def _open_hub_spec(rest: str, spec: str, split: str) -> SpeechSource | None:
-    """A split that the spec names is the whole set: there is nothing else to hold out."""
-    repository, _, own_split = rest.partition(":")
-    if repository.count("/") > 1 or not repository:
-        raise DataError(f"{spec} is not of the form hf:ORG/NAME or hf:ORG/NAME:SPLIT.")
-    if own_split and split == "test":
-        return None
-    return open_speech_hub(repository, own_split or split, spec)

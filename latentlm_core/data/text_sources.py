@@ -158,7 +158,6 @@ class CsvTexts:
     classes: tuple[str, ...] = ()
 
     def __init__(self, path: Path, name: str) -> None:
-        csv.field_size_limit(_MAX_CELL)
         self.name = name
         self._file = path.name
         self._lines = _Lines(path, is_csv=True)
@@ -178,10 +177,13 @@ class CsvTexts:
 
     def _row(self, index: int) -> list[str]:
         """Nothing of a blank row."""
+        limit = csv.field_size_limit(_MAX_CELL)  # of the whole process
         try:
             return next(csv.reader([self._lines[index]], strict=True), [])
         except csv.Error as error:
             raise CorruptFileError(f"{self._file}, row {index + 1} is no CSV: {error}.") from None
+        finally:
+            csv.field_size_limit(limit)
 
 
 class TableTexts:

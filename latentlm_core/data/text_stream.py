@@ -6,14 +6,13 @@ second where the network is no bound.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from latentlm_core.data.columns import SPLITS, find_parquet, is_text
+from latentlm_core.data.columns import find_parquet, is_text, one_sentence, read_hub
 from latentlm_core.data.text_sources import TextItem, text_column
-from latentlm_core.errors import DataError, did_you_mean
+from latentlm_core.errors import DataError
 
 NUM_HELD_OUT = 256
 """Documents at the beginning that are held out; of the test split where there is one."""
@@ -83,37 +82,23 @@ def open_streamed_folder(folder: Path, name: str) -> StreamedTexts:
     train, test = (find_parquet(folder, split) for split in ("train", "test"))
     if not train:
         raise DataError(f"{name}: there are no parquet files to train on in {folder}.")
-    with _one_sentence(name):
+    with one_sentence(f"{name} cannot be read"):
         tables = _stream(train), _stream(test)
     return StreamedTexts(*tables, name)
 
 
-def open_streamed_hub(repository: str, split: str, name: str) -> StreamedTexts:
+def open_streamed_hub(place: str, name: str) -> StreamedTexts:
     """Stream a set of the hub.
 
     Args:
-        repository: ORG/NAME.
-        split: the set's own name of a split, of which the first documents are held out; empty
-            for `train`, beside which a test split is held out where there is one.
+        place: ORG/NAME, whose test split is held out where there is one; or ORG/NAME:SPLIT, of
+            which the first documents are held out.
         name: what it is called in messages.
 
     Raises:
-        DataError: it cannot be loaded, has no such split, or as ``StreamedTexts``.
+        DataError: as ``read_hub`` or ``StreamedTexts``.
     """
-    import datasets
-
-    hint = "Check the name, the network, and `hf auth login` if the set is gated."
-    with _one_sentence(name, hint):
-        known = datasets.get_dataset_split_names(repository)
-        held_out = None if split else next((part for part in SPLITS["test"] if part in known), None)
-        train, test = (
-            datasets.load_dataset(repository, split=part, streaming=True) if part in known else None
-            for part in (split or "train", held_out)
-        )
-    if train is None:
-        raise DataError(
-            f"{name}: no split {split or 'train'!r}. {did_you_mean(split or 'train', known)}"
-        )
+    train, test = (read_hub(place, split, name, streaming=True) for split in ("train", "test"))
     return StreamedTexts(train, test, name)
 
 
@@ -129,7 +114,7 @@ def _stream(paths: Sequence[Path]) -> Any | None:
 def _read(table: Any, name: str) -> Iterator[TextItem]:
     """Every document of a stream that has text; keys count them."""
     index = 0
-    with _one_sentence(name):
+    with one_sentence(f"{name} cannot be read"):
         column = _column(table, name)
         for batch in table.select_columns([column]).iter(_BATCH):
             for text in batch[column]:
@@ -145,16 +130,3 @@ def _column(table: Any, name: str) -> str:
         return text_column(texts, table.features, name)
     first: dict[str, Any] = next(iter(table), {})
     return text_column([key for key, cell in first.items() if isinstance(cell, str)], first, name)
-
-
-@contextmanager
-def _one_sentence(name: str, hint: str | None = None) -> Iterator[None]:
-    """Network, permission, formats, damaged tables: the library lets everything through."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        lines = str(error).strip().splitlines()
-        reason = lines[0][:200].rstrip(".") if lines else type(error).__name__
-        raise DataError(f"{name} cannot be read: {reason}.", hint=hint) from None

@@ -214,11 +214,7 @@ def _open_pydoc() -> TextSource:
 
 
 def _open_hub(spec: str, split: str) -> TextSource | None:
-    """A split that the spec names is the whole set."""
-    repository, own_split = _hub_name(spec, spec)
-    if own_split and split == "test":
-        return None
-    table = read_hub(repository, own_split or split, spec)
+    table = read_hub(spec.removeprefix(HUB), split, spec)
     return None if table is None else TableTexts(table, spec)
 
 
@@ -245,21 +241,13 @@ def _open_folder(root: Path, name: str, split: str) -> TextSource | None:
 def _open_stream(spec: str) -> StreamedTexts:
     rest = spec.removeprefix(STREAM)
     if rest.startswith(HUB):
-        return open_streamed_hub(*_hub_name(rest, spec), spec)
+        return open_streamed_hub(rest.removeprefix(HUB), spec)
     if not os.path.isdir(rest):
         raise DataError(
             f"{spec} is not of the form stream:hf:ORG/NAME[:SPLIT] or stream:FOLDER.",
             hint="Without stream: every file and folder of texts can be read.",
         )
     return open_streamed_folder(Path(rest), spec)
-
-
-def _hub_name(hub_spec: str, spec: str) -> tuple[str, str]:
-    """(ORG/NAME, the split or nothing)."""
-    repository, _, split = hub_spec.removeprefix(HUB).partition(":")
-    if repository.count("/") > 1 or not repository:
-        raise DataError(f"{spec} is not of the form hf:ORG/NAME or hf:ORG/NAME:SPLIT.")
-    return repository, split
 
 
 def _with_text(source: TextSource) -> Texts:

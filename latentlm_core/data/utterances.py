@@ -234,19 +234,13 @@ class SpeechSequences:
             voice = self.latents.read_one(other)
             is_silent = bool(torch.rand((), generator=source) < self.config.prompt_text_drop)
             words = None if is_silent else _transcript(voice)
-            prompts.append((words, self._sample(voice, source)))
+            prompts.append((words, self.latents.draw(voice, self.stats, source)))
         text = None if is_dropped else _transcript(record)
-        own = self._sample(record, source)
+        own = self.latents.draw(record, self.stats, source)
         document = self._layout.utterance(prompts, text, own, record.key)
         if len(document) <= self.config.row_length:
             return document
         return self._layout.utterance([], text, own, record.key)
-
-    def _sample(self, record: LatentRecord, source: torch.Generator) -> Tensor:
-        """Normalised latents (T, C), drawn from their posterior: one sigma an utterance."""
-        variance = None if record.log_variance is None else record.log_variance.unsqueeze(0)
-        drawn = self.latents.posterior.draw(record.mean.unsqueeze(0), variance, source)
-        return self.stats.normalise(drawn.squeeze(0))
 
     def _other(self, index: int, source: torch.Generator) -> int | None:
         """Another training utterance of the same speaker, if there is one."""

@@ -1,27 +1,22 @@
 """The whole path on real handwriting, as a person would walk it, and a report of what came out.
 
-    runs/demo-vae  latents/demo  runs/demo-lm  runs/demo-classifier  samples/demo    and OUT/report
-
-Every stage is an ordinary workflow, so the demo's results are there for the other commands, and a
-second start goes on where the first ended, or only writes the report again.
+runs/demo-vae  latents/demo  runs/demo-lm  runs/demo-classifier  samples/demo    and OUT/report
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from latentlm_core import workflows
 from latentlm_core.data.sources import open_source
-from latentlm_core.demo.timer import Timer, result_table
+from latentlm_core.demo.stages import Stages, result_table
 from latentlm_core.evaluation.classifier import ImageClassifier, class_accuracy, train_classifier
 from latentlm_core.evaluation.image_sets import ImageSet, image_folder
 from latentlm_core.figures import class_grid
-from latentlm_core.progress import SILENT, Progress
-from latentlm_core.report import Command, Picture, ReportPage, Section, Table, write_report
+from latentlm_core.progress import Progress
+from latentlm_core.report import Command, Picture, ReportPage, Section
 from latentlm_core.result import Result
-from latentlm_core.runtime import machine, resolve_device, versions
-from latentlm_core.workflows.workspace import workspace
+from latentlm_core.runtime import resolve_device
 
 DATA = "mnist"
 NUM_SAMPLES = 1000
@@ -29,22 +24,13 @@ NUM_SAMPLES = 1000
 NUM_JUDGED = 200
 """Of these, what the classifier reads for the headline figure."""
 IMAGE_SIZE = 32
+NEXT = "latentlm sample --class 3 -n 20 --seed 3 --out d3"
 
 
-def demo_images(
-    *,
-    out: Path = Path("demo"),
-    seed: int = 0,
-    device: str = "auto",
-    progress: Progress = SILENT,
-) -> Result:
+def demo_images(*, out: Path, seed: int, device: str, progress: Progress) -> Result:
     """Train, tokenize, train, sample and measure on handwritten digits.
 
-    Args:
-        out: folder of the report; runs, latents and samples go where they always go.
-        seed: of everything.
-        device: auto, cpu, cuda, ...
-        progress: listener.
+    Arguments as ``demo``.
 
     Returns:
         accuracy, distances and times, and the report.
@@ -52,51 +38,25 @@ def demo_images(
     Raises:
         MissingExtraError: the digits are not installed.
     """
-    home, suffix = workspace(), f"-seed{seed}" if seed else ""
-    runs = home / "runs"
-    same: dict[str, Any] = {"device": device, "progress": progress}
-    seeded = [f"trainer.seed={seed}"]
-    timer = Timer(out / "seconds.json")
-
-    vae = timer.run(
-        "train the sigma-VAE",
-        lambda: workflows.train_vae(
-            data=DATA, recipe=DATA, overrides=seeded, out=runs / f"demo-vae{suffix}", **same
-        ),
-    )
-    latents = timer.run(
-        "tokenize",
-        lambda: workflows.tokenize(
-            data=DATA,
-            vae=str(runs / f"demo-vae{suffix}"),
-            out=home / "latents" / f"demo{suffix}",
-            **same,
-        ),
-    )
-    model = timer.run(
-        "train the LatentLM",
-        lambda: workflows.train_lm(
-            data=latents.files["latents"],
-            recipe=DATA,
-            overrides=seeded,
-            out=runs / f"demo-lm{suffix}",
-            **same,
-        ),
-    )
+    stages = Stages("demo", DATA, out=out, seed=seed, device=device, progress=progress)
+    timer, same = stages.timer, stages.same
+    vae = stages.train_vae()
+    latents = stages.tokenize()
+    model = stages.train_lm(latents.files["latents"])
     samples = timer.run(
         "sample",
         lambda: workflows.sample(
-            model=str(runs / f"demo-lm{suffix}"),
+            model=str(stages.folder("runs", "-lm")),
             num_samples=NUM_SAMPLES,
             seed=seed,
-            out=home / "samples" / f"demo{suffix}",
+            out=stages.folder("samples"),
             batch_size=200,
             **same,
         ),
     )
+    judge = stages.folder("runs", "-classifier")
     classifier = timer.run(
-        "train a classifier to judge",
-        lambda: _classifier(runs / f"demo-classifier{suffix}", seed, device, progress),
+        "train a classifier to judge", lambda: _classifier(judge, seed, device, progress)
     )
     judged = timer.run(
         "evaluate",
@@ -104,7 +64,7 @@ def demo_images(
             metrics=("fid", "precision-recall"),
             samples=samples.files["samples"],
             reference=DATA,
-            extractor=str(runs / f"demo-classifier{suffix}"),
+            extractor=str(judge),
             **same,
         ),
     )
@@ -115,15 +75,12 @@ def demo_images(
         "the classifier on real digits": classifier.config.test_accuracy,
         **{name: value for name, value in judged.figures.items() if "[" in name},
         "PSNR of reconstructions, dB": vae.figures["psnr"],
-        "seconds in all": round(sum(timer.seconds.values()), 1),
+        "seconds in all": timer.total,
     }
     grid = out / "samples.png"
     _draw_classes(drawn, classifier.config.classes, grid)
-    page = _page(figures, grid, vae, model, judged, timer, device)
-    as_html, as_json = write_report(page, out)
-    files = {"report": str(as_html), "json": str(as_json), "samples": samples.files["samples"]}
-    progress.note("Next: latentlm sample --class 3 -n 20 --seed 3 --out d3")
-    return Result("Demo", figures, files, dict(page.details))
+    page = _page(stages, figures, grid, vae, model, judged)
+    return stages.report("Demo", page, samples.files["samples"], NEXT)
 
 
 def _classifier(folder: Path, seed: int, device: str, progress: Progress) -> ImageClassifier:
@@ -149,21 +106,19 @@ def _draw_classes(drawn: ImageSet, classes: tuple[str, ...], path: Path) -> None
 
 
 def _page(
+    stages: Stages,
     figures: dict[str, float | None],
     grid: Path,
     vae: Result,
     model: Result,
     judged: Result,
-    timer: Timer,
-    device: str,
 ) -> ReportPage:
-    where = machine(resolve_device(device))
     return ReportPage(
         title="LatentLM on handwritten digits",
         lead=(
             "A sigma-VAE turns each digit into 16 continuous latents, a causal Transformer with a "
             "diffusion head learns to write them one after the other, and every image below was "
-            f"drawn by it. Trained from nothing on {where}."
+            f"drawn by it. Trained from nothing on {stages.machine}."
         ),
         figures=figures,
         sections=[
@@ -172,7 +127,7 @@ def _page(
                 "Ten of each digit, by class, not selected.",
                 [
                     Picture(grid, "Samples, a row for each class", pixelated=True),
-                    Command("latentlm sample --class 3 -n 20 --seed 3 --out d3"),
+                    Command(NEXT),
                 ],
             ),
             Section(
@@ -201,16 +156,9 @@ def _page(
                 "is comparable with them.",
                 [
                     result_table(judged, "Distances between samples and training digits"),
-                    Table(("stage", "seconds"), list(timer.seconds.items()), "Time"),
+                    stages.timer.table(),
                 ],
             ),
         ],
-        details={
-            "machine": where,
-            "versions": versions(),
-            "seconds": timer.seconds,
-            "vae": vae.details,
-            "model": model.details,
-            "evaluation": judged.details,
-        },
+        details=stages.details(vae=vae, model=model, evaluation=judged),
     )

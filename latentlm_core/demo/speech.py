@@ -11,43 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from latentlm_core import workflows
-from latentlm_core.demo.timer import Timer, result_table
+from latentlm_core.demo.stages import Stages, result_table
 from latentlm_core.evaluation.spoken_items import read_spoken_items
-from latentlm_core.progress import SILENT, Progress
-from latentlm_core.report import (
-    Block,
-    Command,
-    Picture,
-    ReportPage,
-    Section,
-    Sound,
-    Table,
-    write_report,
-)
+from latentlm_core.progress import Progress
+from latentlm_core.report import Block, Command, Picture, ReportPage, Section, Sound
 from latentlm_core.result import Result
-from latentlm_core.runtime import machine, resolve_device, versions
-from latentlm_core.workflows.workspace import workspace
 
 DATA = "hibari"
 NUM_SAMPLES = 60
 """Sentences of the test part that are said with the voice of another recording."""
 NUM_PLAYED = 6
+NEXT = 'latentlm sample --text "three one four" --out said'
 
 
-def demo_speech(
-    *,
-    out: Path = Path("demo"),
-    seed: int = 0,
-    device: str = "auto",
-    progress: Progress = SILENT,
-) -> Result:
+def demo_speech(*, out: Path, seed: int, device: str, progress: Progress) -> Result:
     """Train, tokenize, train, speak and measure on sentences of a synthetic voice.
 
-    Args:
-        out: folder of the report; runs, latents and samples go where they always go.
-        seed: of everything.
-        device: auto, cpu, cuda, ...
-        progress: listener.
+    Arguments as ``demo``.
 
     Returns:
         word error rates and times, and the report.
@@ -55,46 +35,20 @@ def demo_speech(
     Raises:
         MissingExtraError: the voice or the recogniser is not installed.
     """
-    home, suffix = workspace(), f"-seed{seed}" if seed else ""
-    runs = home / "runs"
-    same: dict[str, Any] = {"device": device, "progress": progress}
-    seeded = [f"trainer.seed={seed}"]
-    timer = Timer(out / "seconds.json")
-
-    vae = timer.run(
-        "train the sigma-VAE",
-        lambda: workflows.train_vae(
-            data=DATA, recipe=DATA, overrides=seeded, out=runs / f"demo-speech-vae{suffix}", **same
-        ),
-    )
-    latents = timer.run(
-        "tokenize",
-        lambda: workflows.tokenize(
-            data=DATA,
-            vae=str(runs / f"demo-speech-vae{suffix}"),
-            out=home / "latents" / f"demo-speech{suffix}",
-            **same,
-        ),
-    )
-    model = timer.run(
-        "train the LatentLM",
-        lambda: workflows.train_lm(
-            data=latents.files["latents"],
-            recipe=DATA,
-            overrides=seeded,
-            out=runs / f"demo-speech-lm{suffix}",
-            **same,
-        ),
-    )
+    stages = Stages("demo-speech", DATA, out=out, seed=seed, device=device, progress=progress)
+    timer, same = stages.timer, stages.same
+    vae = stages.train_vae()
+    latents = stages.tokenize()
+    model = stages.train_lm(latents.files["latents"])
     samples = timer.run(
         "speak",
         lambda: workflows.speak(
-            model=str(runs / f"demo-speech-lm{suffix}"),
+            model=str(stages.folder("runs", "-lm")),
             protocol="reference-utterance",
             data=DATA,
             num_samples=NUM_SAMPLES,
             seed=seed,
-            out=home / "samples" / f"demo-speech{suffix}",
+            out=stages.folder("samples"),
             **same,
         ),
     )
@@ -110,26 +64,21 @@ def demo_speech(
         "samples that the length bound ended": samples.figures.get("ended_by_bound", 0),
         "real-time factor": samples.figures.get("real_time_factor"),
         "mel distance of reconstructions": vae.figures["mel_distance"],
-        "seconds in all": round(sum(timer.seconds.values()), 1),
+        "seconds in all": timer.total,
     }
-    page = _page(figures, folder, vae, model, judged, timer, device)
-    as_html, as_json = write_report(page, out)
     shutil.copyfile(samples.files["spectrograms"], out / "spectrograms.png")
-    files = {"report": str(as_html), "json": str(as_json), "samples": str(folder)}
-    progress.note('Next: latentlm sample --text "three one four" --out said')
-    return Result("Demo of speech", figures, files, dict(page.details))
+    page = _page(stages, figures, folder, vae, model, judged)
+    return stages.report("Demo of speech", page, str(folder), NEXT)
 
 
 def _page(
+    stages: Stages,
     figures: dict[str, Any],
     folder: Path,
     vae: Result,
     model: Result,
     judged: Result,
-    timer: Timer,
-    device: str,
 ) -> ReportPage:
-    where = machine(resolve_device(device))
     played: list[Block] = [
         Sound(item.file, item.text) for item in read_spoken_items(folder)[:NUM_PLAYED]
     ]
@@ -138,7 +87,7 @@ def _page(
         lead=(
             "A sigma-VAE turns speech into 12.5 continuous latents a second, a causal Transformer "
             "with a diffusion head learns to write them after a text, and every sound below was "
-            f"drawn by it. Trained from nothing on {where}."
+            f"drawn by it. Trained from nothing on {stages.machine}."
         ),
         figures=figures,
         sections=[
@@ -148,7 +97,7 @@ def _page(
                 [
                     Picture(folder / "spectrograms.png", "Spectrograms of these samples"),
                     *played,
-                    Command('latentlm sample --text "three one four" --out said'),
+                    Command(NEXT),
                 ],
             ),
             Section(
@@ -173,16 +122,9 @@ def _page(
                 "The recogniser is Whisper tiny.en, out of a package; it saw nothing of the model.",
                 [
                     result_table(judged, "Word errors of the samples"),
-                    Table(("stage", "seconds"), list(timer.seconds.items()), "Time"),
+                    stages.timer.table(),
                 ],
             ),
         ],
-        details={
-            "machine": where,
-            "versions": versions(),
-            "seconds": timer.seconds,
-            "vae": vae.details,
-            "model": model.details,
-            "evaluation": judged.details,
-        },
+        details=stages.details(vae=vae, model=model, evaluation=judged),
     )

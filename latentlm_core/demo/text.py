@@ -13,13 +13,11 @@ from typing import Any
 
 from latentlm_core import workflows
 from latentlm_core.data.media import read_image
-from latentlm_core.demo.timer import Timer, result_table
+from latentlm_core.demo.stages import Stages, result_table
 from latentlm_core.figures import captioned_grid
-from latentlm_core.progress import SILENT, Progress
-from latentlm_core.report import Command, Picture, ReportPage, Section, Table, write_report
+from latentlm_core.progress import Progress
+from latentlm_core.report import Command, Picture, ReportPage, Section, Table
 from latentlm_core.result import Result
-from latentlm_core.runtime import machine, resolve_device, versions
-from latentlm_core.workflows.workspace import workspace
 
 DATA, TEXT = "coloured-digits", "pydoc"
 MIX = "text:{text}=1,{latents}=10,interleaved:{latents}=1"
@@ -30,22 +28,13 @@ NUM_DRAWN = 500
 NUM_DESCRIBED = 500
 """Held-out images that are described and asked about."""
 NUM_SHOWN = 24
+NEXT = 'latentlm sample --prompt "a red seven on a blue background" -n 16'
 
 
-def demo_text(
-    *,
-    out: Path = Path("demo"),
-    seed: int = 0,
-    device: str = "auto",
-    progress: Progress = SILENT,
-) -> Result:
+def demo_text(*, out: Path, seed: int, device: str, progress: Progress) -> Result:
     """Train, tokenize, train, draw, describe, answer and measure.
 
-    Args:
-        out: folder of the report; runs, latents and samples go where they always go.
-        seed: of everything.
-        device: auto, cpu, cuda, ...
-        progress: listener.
+    Arguments as ``demo``.
 
     Returns:
         how often the model is right, the times, and the report.
@@ -53,48 +42,19 @@ def demo_text(
     Raises:
         MissingExtraError: the digits are not installed.
     """
-    home, suffix = workspace(), f"-seed{seed}" if seed else ""
-    runs = home / "runs"
-    same: dict[str, Any] = {"device": device, "progress": progress}
-    seeded = [f"trainer.seed={seed}"]
-    timer = Timer(out / "seconds.json")
-
-    vae = timer.run(
-        "train the sigma-VAE",
-        lambda: workflows.train_vae(
-            data=DATA,
-            recipe=DATA,
-            overrides=[*seeded, f"trainer.total_steps={VAE_STEPS}"],
-            out=runs / f"demo-text-vae{suffix}",
-            **same,
-        ),
-    )
-    latents = timer.run(
-        "tokenize",
-        lambda: workflows.tokenize(
-            data=DATA,
-            vae=str(runs / f"demo-text-vae{suffix}"),
-            out=home / "latents" / f"demo-text{suffix}",
-            **same,
-        ),
-    )
-    model = timer.run(
-        "train the LatentLM",
-        lambda: workflows.train_lm(
-            data=MIX.format(text=TEXT, latents=latents.files["latents"]),
-            recipe=DATA,
-            overrides=[*seeded, f"trainer.total_steps={LM_STEPS}"],
-            out=runs / f"demo-text-lm{suffix}",
-            **same,
-        ),
-    )
-    asked: dict[str, Any] = {"model": str(runs / f"demo-text-lm{suffix}"), "seed": seed, **same}
+    stages = Stages("demo-text", DATA, out=out, seed=seed, device=device, progress=progress)
+    timer, same = stages.timer, stages.same
+    vae = stages.train_vae(f"trainer.total_steps={VAE_STEPS}")
+    latents = stages.tokenize()
+    mix = MIX.format(text=TEXT, latents=latents.files["latents"])
+    model = stages.train_lm(mix, f"trainer.total_steps={LM_STEPS}")
+    asked: dict[str, Any] = {"model": str(stages.folder("runs", "-lm")), "seed": seed, **same}
     samples = timer.run(
         "draw",
         lambda: workflows.write(
             data=DATA,
             num_samples=NUM_DRAWN,
-            out=home / "samples" / f"demo-text{suffix}",
+            out=stages.folder("samples"),
             batch_size=100,
             **asked,
         ),
@@ -118,16 +78,13 @@ def demo_text(
         "answers that are right": answered.figures["match_accuracy"],
         "bits a byte of text": read.figures["bits_per_byte"],
         "PSNR of reconstructions, dB": vae.figures["psnr"],
-        "seconds in all": round(sum(timer.seconds.values()), 1),
+        "seconds in all": timer.total,
     }
     grid = out / "drawn.png"
     _draw_prompts(folder, grid)
     measured = {"t2i": checked, "caption": described, "vqa": answered, "ppl": read}
-    page = _page(figures, grid, vae, model, measured, timer, device)
-    as_html, as_json = write_report(page, out)
-    files = {"report": str(as_html), "json": str(as_json), "samples": str(folder)}
-    progress.note('Next: latentlm sample --prompt "a red seven on a blue background" -n 16')
-    return Result("Demo of text and images", figures, files, dict(page.details))
+    page = _page(stages, figures, grid, vae, model, measured)
+    return stages.report("Demo of text and images", page, str(folder), NEXT)
 
 
 def _draw_prompts(folder: Path, path: Path) -> None:
@@ -138,21 +95,20 @@ def _draw_prompts(folder: Path, path: Path) -> None:
 
 
 def _page(
+    stages: Stages,
     figures: dict[str, Any],
     grid: Path,
     vae: Result,
     model: Result,
     measured: dict[str, Result],
-    timer: Timer,
-    device: str,
 ) -> ReportPage:
-    where = machine(resolve_device(device))
     return ReportPage(
         title="One model that reads and writes text and images",
         lead=(
             "A sigma-VAE turns each image into four continuous latents. One causal Transformer "
             "with a softmax head and a diffusion head draws images of captions, describes images, "
-            f"answers questions about them and writes text. Trained from nothing on {where}."
+            "answers questions about them and writes text. Trained from nothing on "
+            f"{stages.machine}."
         ),
         figures=figures,
         sections=[
@@ -162,7 +118,7 @@ def _page(
                 [
                     Picture(grid, "Images over their prompts"),
                     result_table(measured["t2i"], "What a checker reads in all images"),
-                    Command('latentlm sample --prompt "a red seven on a blue background" -n 16'),
+                    Command(NEXT),
                 ],
             ),
             Section(
@@ -190,18 +146,11 @@ def _page(
                     ),
                     Picture(Path(model.files["curves"]), "Training of the LatentLM"),
                     result_table(model, "The LatentLM on what is held out"),
-                    Table(("stage", "seconds"), list(timer.seconds.items()), "Time"),
+                    stages.timer.table(),
                 ],
             ),
         ],
-        details={
-            "machine": where,
-            "versions": versions(),
-            "seconds": timer.seconds,
-            "vae": vae.details,
-            "model": model.details,
-            **{name: result.details for name, result in measured.items()},
-        },
+        details=stages.details(vae=vae, model=model, **measured),
     )
 
 

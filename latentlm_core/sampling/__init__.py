@@ -14,7 +14,8 @@ from latentlm_core.models.transfusion import Transfusion
 from latentlm_core.sampling.base import Engine, Noise, Request, SamplerConfig, draw_noise
 from latentlm_core.sampling.dit import DiTEngine
 from latentlm_core.sampling.latent_lm import LatentLMEngine
-from latentlm_core.sampling.pages import Page, PageEngine, PageListener, PageRequest
+from latentlm_core.sampling.page_requests import Page, PageListener, PageRequest
+from latentlm_core.sampling.pages import PageEngine
 from latentlm_core.sampling.prompts import Prompt
 from latentlm_core.sampling.spans import Span, SpanEngine, SpanRequest
 from latentlm_core.sampling.transfusion import TransfusionEngine
@@ -52,8 +53,5 @@ def make_engine(model: LatentLM | Transfusion | DiT, config: SamplerConfig) -> E
         raise ConfigError("A Transfusion takes prompts of text and images, not classes.")
     if isinstance(model, LatentLM):
         return LatentLMEngine(model, config)
-    if config.guidance_schedule != "constant":
-        raise ConfigError(
-            "A DiT draws all positions together, so its guidance schedule must be constant."
-        )
+    config.require_constant_guidance("A DiT draws all positions together")
     return DiTEngine(model, config)

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from latentlm_core.config import Config
 from latentlm_core.diffusion import Solver, solver_grid
+from latentlm_core.errors import ConfigError
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.runtime import evaluating, generator
 
@@ -37,6 +38,23 @@ class SamplerConfig(Config):
     """constant, or rising linearly from 1 at the first position to the scale at the last."""
     solver: Solver = "dpmsolver++"
     """dpmsolver++ (2M, deterministic) or ddpm (ancestral)."""
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether unconditional rows are needed."""
+        return self.guidance_scale != 1.0
+
+    def require_constant_guidance(self, reason: str) -> None:
+        """Refuse a guidance that rises over the positions.
+
+        Args:
+            reason: why there can be none, the beginning of the message.
+
+        Raises:
+            ConfigError: the schedule is another one.
+        """
+        if self.guidance_schedule != "constant":
+            raise ConfigError(f"{reason}, so its guidance schedule must be constant.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,25 +134,15 @@ class LatentSampler:
     def __init__(self, model: LatentLM, config: SamplerConfig) -> None:
         self.model = model
         self.config = config
-        self.grid = solver_grid(model.head.schedule, config.num_inference_steps, config.solver)
+        self.grid = solver_grid(model.schedule, config.num_inference_steps, config.solver)
         self.device = model.head.latent_embedding.weight.device
         with evaluating(model):
             times = torch.tensor(self.grid.timesteps, device=self.device)
             self._t_embeddings = model.head.timestep_embedding(times)
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether unconditional rows are needed."""
-        return self.config.guidance_scale != 1.0
-
-    @property
-    def num_fresh(self) -> int:
-        """Solver steps that draw fresh noise."""
-        return len(self.grid) if self.grid.is_stochastic else 0
-
     def noise(self, requests: Sequence[Seeded]) -> Noise:
         """All the randomness of some requests."""
-        return draw_noise(requests, self.model.config.latent_channels, self.num_fresh)
+        return draw_noise(requests, self.model.config.latent_channels, self.grid.num_fresh)
 
     def draw(
         self, states: Tensor, noise: Tensor, fresh: Tensor | None, guidance_scale: float

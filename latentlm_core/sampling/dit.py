@@ -27,10 +27,10 @@ class DiTEngine:
         self, requests: Sequence[Request], on_position: Callable[[], None] | None = None
     ) -> Tensor:
         """See ``Engine``."""
-        num_steps = len(self.grid) if self.grid.is_stochastic else 0
-        noise = draw_noise(requests, self.model.config.latent_channels, num_steps)
+        channels = self.model.config.latent_channels
+        noise = draw_noise(requests, channels, self.grid.num_fresh)
         labels = [request.prompt[0] for request in requests]
-        if self.config.guidance_scale != 1.0:
+        if self.config.is_guided:
             labels += [request.unconditional[0] for request in requests]
         with evaluating(self.model):
             drawn = self.model.sample(

@@ -26,17 +26,12 @@ class LatentLMEngine:
         self._sampler = LatentSampler(model, config)
         self.grid = self._sampler.grid
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether unconditional rows are needed."""
-        return self._sampler.is_guided
-
     def generate(
         self, requests: Sequence[Request], on_position: Callable[[], None] | None = None
     ) -> Tensor:
         """See ``Engine``."""
         prompts = [request.prompt for request in requests]
-        if self.is_guided:
+        if self.config.is_guided:
             prompts += [request.unconditional for request in requests]
         ids = torch.tensor(prompts, device=self._sampler.device)
         return self.decode(ids, self._sampler.noise(requests), on_position)

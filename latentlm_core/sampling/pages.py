@@ -13,63 +13,20 @@ What is drawn and what is chosen follows from a row's own seed alone.
 Axes: B rows, T latents of an image, C latent channels, D hidden, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from latentlm_core.errors import ConfigError
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.nn.attention import KVCache
-from latentlm_core.runtime import evaluating, generator
+from latentlm_core.runtime import evaluating
 from latentlm_core.sampling.base import BOUND, END, Draws, LatentSampler, Noise, SamplerConfig
+from latentlm_core.sampling.page_requests import Page, PageDraft, PageListener, PageRequest
 from latentlm_core.sampling.prompts import Prompt, read_prompts, token_prompt
 from latentlm_core.sampling.words import TextSamplerConfig, choose_tokens
 from latentlm_core.tokenizers.text import Marks
-
-
-@dataclass(frozen=True, slots=True)
-class PageRequest:
-    """A page to go on with.
-
-    Attributes:
-        prompt: what is there; it ends in ``bod`` where an image is to begin at once.
-        seed: decides noise and choices.
-        num_tokens: tokens to write at most, marks not counted; with 0 the page ends with its
-            images.
-        num_images: images to draw at most.
-        room: tokens, latents and the marks around these to add at most, where there is a bound.
-    """
-
-    prompt: Prompt
-    seed: int
-    num_tokens: int = 0
-    num_images: int = 0
-    room: int | None = None
-
-    def allows(self, num_tokens: int, num_images: int, num_latents: int) -> bool:
-        """Whether so many tokens and images, of T latents, may be added in all."""
-        num_elements = num_tokens + num_images * (num_latents + 2)
-        is_room = self.room is None or num_elements <= self.room
-        return is_room and num_tokens <= self.num_tokens and num_images <= self.num_images
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What was added to a page.
-
-    Attributes:
-        pieces: runs of text ids, and images (T, C) float32 of normalised latents, in their order.
-        ended_by: ``end``, of the model or with the last image, or ``bound``, of tokens.
-    """
-
-    pieces: tuple[tuple[int, ...] | Tensor, ...]
-    ended_by: str
-
-
-PageListener = Callable[[int, int | Tensor], None]
-"""(index of the request, its newest token or image)."""
 
 
 class PageEngine:
@@ -94,14 +51,13 @@ class PageEngine:
         marks: Marks,
         num_latents: int,
     ) -> None:
-        if config.guidance_schedule != "constant":
-            raise ConfigError("Among text the guidance schedule must be constant.")
+        config.require_constant_guidance("Images stand among text here")
         self.model = model
         self.config = config
         self.text_config = text_config
         self.marks = marks
         self.num_latents = num_latents
-        self._sampler = LatentSampler(model, config)
+        self.sampler = LatentSampler(model, config)
 
     def write(
         self, requests: Sequence[PageRequest], listener: PageListener | None = None
@@ -122,37 +78,21 @@ class PageEngine:
         return [Page(tuple(row.pieces), row.ended_by) for row in batch.all_rows]
 
 
-@dataclass(slots=True)
-class _Row:
+@dataclass(slots=True, kw_only=True)
+class _Row(PageDraft):
     """A page that is being made.
 
     ``place`` is the next latent of its image, T once all are fed, None among words.
     """
 
-    index: int
-    request: PageRequest
-    source: torch.Generator
-    num_latents: int
     place: int | None
-    num_tokens: int = 0
-    num_images: int = 0
     words: list[int] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
-    pieces: list[tuple[int, ...] | Tensor] = field(default_factory=list)
-    ended_by: str = ""
 
     def finish_words(self) -> None:
         if self.words:
             self.pieces.append(tuple(self.words))
             self.words = []
-
-    @property
-    def may_draw(self) -> bool:
-        return self.request.allows(self.num_tokens, self.num_images + 1, self.num_latents)
-
-    @property
-    def may_write(self) -> bool:
-        return self.request.allows(self.num_tokens + 1, self.num_images, self.num_latents)
 
 
 class _Batch:
@@ -162,31 +102,32 @@ class _Batch:
         self, engine: PageEngine, requests: Sequence[PageRequest], listener: PageListener | None
     ) -> None:
         self.engine = engine
-        self.model, self.marks, self.sampler = engine.model, engine.marks, engine._sampler
+        self.model, self.marks, self.sampler = engine.model, engine.marks, engine.sampler
         self.listener = listener
-        bod = self.marks.bod
         self.all_rows = [
             _Row(
-                index,
-                request,
-                generator(request.seed, "words"),
-                engine.num_latents,
-                place=0 if int(request.prompt.ids[-1]) == bod else None,
+                index=index,
+                request=request,
+                num_latents=engine.num_latents,
+                place=0 if int(request.prompt.ids[-1]) == self.marks.bod else None,
             )
             for index, request in enumerate(requests)
         ]
         self.rows = list(self.all_rows)
         draws = any(request.num_images for request in requests)
-        self.is_guided = draws and self.sampler.is_guided
+        self.is_guided = draws and engine.config.is_guided
         self.noise: Noise = self.sampler.noise(
             [Draws(engine.num_latents * one.num_images, one.seed) for one in requests]
         )
-        self.state, self.cache = self._read(requests)
+        marks, channels = self.marks, self.model.config.latent_channels
+        free = token_prompt([marks.bos, marks.null, marks.bod], channels)
+        self.free_block = self._block(free) if self.is_guided else None
+        self.state, self.cache = self._read(requests, free)
 
     def step(self) -> None:
         """Give every row its next element, drop the rows that ended, feed the others'."""
         latents, tokens = self._draw(), self._choose()
-        ids = [
+        elements = [
             self._take_latent(row, latents[row.index])
             if row.index in latents
             else self._take_token(row, tokens)
@@ -195,18 +136,19 @@ class _Batch:
         going = [place for place, row in enumerate(self.rows) if not row.ended_by]
         if len(going) < len(self.rows):
             self._keep(going)
-            ids = [ids[place] for place in going]
+            elements = [elements[place] for place in going]
         if self.rows:
-            self._feed(ids)
+            self._feed(elements)
 
-    def _read(self, requests: Sequence[PageRequest]) -> tuple[Tensor, KVCache]:
+    def _block(self, free: Prompt) -> Tensor:
+        """Keys and values of what stands before ``bod`` in the unconditional branch."""
+        _, cache = read_prompts(self.model, [free], 0)
+        return cache.read(0)[..., :-1, :]
+
+    def _read(self, requests: Sequence[PageRequest], free: Prompt) -> tuple[Tensor, KVCache]:
         prompts = [request.prompt for request in requests]
-        marks, channels = self.marks, self.model.config.latent_channels
-        free = token_prompt([marks.bos, marks.null, marks.bod], channels)
         if self.is_guided:
             prompts += [free] * len(requests)
-            _, cache = read_prompts(self.model, [free], 0)
-            self.free_block = cache.read(0)[..., :-1, :]
         more = max(self._num_steps(request) for request in requests)
         return read_prompts(self.model, prompts, more, least=len(free.ids))
 
@@ -288,28 +230,24 @@ class _Batch:
 
     def _feed(self, elements: list[int | Tensor]) -> None:
         """Feed an element of every row, a token or a latent (C,), and of its unconditional twin."""
-        begun = [place for place, row in enumerate(self.rows) if row.place == 0]
+        device = self.sampler.device
         tokens = [0 if isinstance(element, Tensor) else element for element in elements]
-        x = self.model.token_embedding(torch.tensor(tokens, device=self.sampler.device))
-        places = [place for place, row in enumerate(elements) if isinstance(row, Tensor)]
-        if places:
-            latents = torch.stack([e for e in elements if isinstance(e, Tensor)])
-            x = x.index_copy(
-                0,
-                torch.tensor(places, device=x.device),
-                self.sampler.embed(latents).squeeze(1).to(x.dtype),
-            )
+        x = self.model.token_embedding(torch.tensor(tokens, device=device))
+        drawn = {place: e for place, e in enumerate(elements) if isinstance(e, Tensor)}
+        if drawn:
+            places = torch.tensor(list(drawn), device=device)
+            latents = self.sampler.embed(torch.stack(list(drawn.values())))
+            x = x.index_copy(0, places, latents.squeeze(1).to(x.dtype))
         if self.is_guided:
             x = x.repeat(2, 1)
-            self._begin(begun)
+            self._begin([place for place, row in enumerate(self.rows) if row.place == 0])
         self.state = self.model.step(x.unsqueeze(1), self.cache)
 
     def _begin(self, places: list[int]) -> None:
         """Let the unconditional twins of some rows know nothing but that an image begins now."""
-        if not places:
-            return
-        twins = torch.tensor(places, device=self.sampler.device) + len(self.rows)
-        self.cache.begin(twins, self.free_block)
+        if places and self.free_block is not None:
+            twins = torch.tensor(places, device=self.sampler.device) + len(self.rows)
+            self.cache.begin(twins, self.free_block)
 
     def _keep(self, going: list[int]) -> None:
         twins = [place + len(self.rows) for place in going] if self.is_guided else []

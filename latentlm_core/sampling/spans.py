@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentlm_core.errors import ConfigError
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.nn.attention import KVCache
 from latentlm_core.runtime import evaluating
@@ -73,21 +72,14 @@ class SpanEngine:
     """
 
     def __init__(self, model: LatentLM, config: SamplerConfig, go_on: int, end: int) -> None:
-        if config.guidance_schedule != "constant":
-            raise ConfigError(
-                "Nobody knows beforehand which latent of speech is the last, so its guidance "
-                "schedule must be constant."
-            )
+        config.require_constant_guidance(
+            "Nobody knows beforehand which latent of speech is the last"
+        )
         self.model = model
         self.config = config
         self._sampler = LatentSampler(model, config)
         self.grid = self._sampler.grid
         self._marks = [go_on, end]
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether unconditional rows are needed."""
-        return self._sampler.is_guided
 
     def draw(self, requests: Sequence[SpanRequest], listener: Listener | None = None) -> list[Span]:
         """Draw every span.
@@ -129,14 +121,14 @@ class SpanEngine:
     def _read_prompts(self, requests: Sequence[SpanRequest]) -> tuple[Tensor, KVCache]:
         """The last state of every prompt, (B or 2 B, D), and the cache behind it."""
         prompts = [request.prompt for request in requests]
-        if self.is_guided:
+        if self.config.is_guided:
             prompts += [request.unconditional for request in requests]
         return read_prompts(self.model, prompts, max(one.num_latents for one in requests))
 
     def _feed(self, latents: Tensor, cache: KVCache) -> Tensor:
         """Latents (B, C) => the states after them, (B or 2 B, D)."""
         rows = self._sampler.embed(latents)
-        return self.model.step(rows.repeat(2 if self.is_guided else 1, 1, 1), cache)
+        return self.model.step(rows.repeat(2 if self.config.is_guided else 1, 1, 1), cache)
 
     def _ends(self, state: Tensor) -> list[bool]:
         """Whether the latents end after each conditional state (B, D)."""
@@ -145,7 +137,7 @@ class SpanEngine:
 
     def _keep_rows(self, state: Tensor, cache: KVCache, going: list[int], num_live: int) -> Tensor:
         """Drop what has ended from the cache and from the states."""
-        unconditional = [row + num_live for row in going] if self.is_guided else []
+        unconditional = [row + num_live for row in going] if self.config.is_guided else []
         rows = torch.tensor(going + unconditional, device=self._sampler.device)
         cache.keep(rows)
         return state[rows]

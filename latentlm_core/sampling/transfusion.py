@@ -13,46 +13,29 @@ steps, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from latentlm_core.diffusion import guided, solve, solver_grid
-from latentlm_core.errors import ConfigError
 from latentlm_core.layout import Kind, MaskRule, SequenceLayout
 from latentlm_core.models.transfusion import Transfusion
 from latentlm_core.nn.attention import KVCache
-from latentlm_core.runtime import evaluating, generator
+from latentlm_core.runtime import evaluating
 from latentlm_core.sampling.base import BOUND, END, Draws, Noise, SamplerConfig, draw_noise
-from latentlm_core.sampling.pages import Page, PageListener, PageRequest
+from latentlm_core.sampling.page_requests import Page, PageDraft, PageListener, PageRequest
 from latentlm_core.sampling.prompts import Prompt, token_prompt
 from latentlm_core.sampling.words import TextSamplerConfig, choose_tokens
 from latentlm_core.tokenizers.text import Marks
 
 
-@dataclass(slots=True)
-class _Draft:
+@dataclass(slots=True, kw_only=True)
+class _Draft(PageDraft):
     """A page that is being made: ``prompt`` is all that stands there by now."""
 
-    index: int
-    request: PageRequest
     prompt: Prompt
-    source: torch.Generator
-    num_latents: int
-    num_tokens: int = 0
-    num_images: int = 0
-    pieces: list[tuple[int, ...] | Tensor] = field(default_factory=list)
-    ended_by: str = ""
-
-    @property
-    def may_draw(self) -> bool:
-        return self.request.allows(self.num_tokens, self.num_images + 1, self.num_latents)
-
-    @property
-    def may_write(self) -> bool:
-        return self.request.allows(self.num_tokens + 1, self.num_images, self.num_latents)
 
 
 class TransfusionEngine:
@@ -75,11 +58,7 @@ class TransfusionEngine:
         text_config: TextSamplerConfig,
         marks: Marks,
     ) -> None:
-        if config.guidance_schedule != "constant":
-            raise ConfigError(
-                "A Transfusion draws all positions together, so its guidance schedule must be "
-                "constant."
-            )
+        config.require_constant_guidance("A Transfusion draws all positions together")
         self.model = model
         self.config = config
         self.text_config = text_config
@@ -89,16 +68,6 @@ class TransfusionEngine:
         with evaluating(model):
             times = torch.tensor([*self.grid.timesteps, 0], device=self._device)
             *self._times, self._clean = model.timestep_embedding(times)
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether unconditional rows are needed."""
-        return self.config.guidance_scale != 1.0
-
-    @property
-    def num_fresh(self) -> int:
-        """Solver steps that draw fresh noise."""
-        return len(self.grid) if self.grid.is_stochastic else 0
 
     def write(
         self, requests: Sequence[PageRequest], listener: PageListener | None = None
@@ -114,14 +83,13 @@ class TransfusionEngine:
         """
         config, tell = self.model.config, listener or (lambda index, made: None)
         sizes = [Draws(config.num_latents * one.num_images, one.seed) for one in requests]
-        noise = draw_noise(sizes, config.latent_channels, self.num_fresh)
+        noise = draw_noise(sizes, config.latent_channels, self.grid.num_fresh)
         drafts = [
             _Draft(
-                index,
-                request,
-                request.prompt,
-                generator(request.seed, "words"),
-                config.num_latents,
+                index=index,
+                request=request,
+                num_latents=config.num_latents,
+                prompt=request.prompt,
             )
             for index, request in enumerate(requests)
         ]
@@ -145,7 +113,7 @@ class TransfusionEngine:
             noise: of B images.
         """
         with evaluating(self.model):
-            rows = [*prompts, *unconditional] if self.is_guided else prompts
+            rows = [*prompts, *unconditional] if self.config.is_guided else prompts
             _, cache = self.read(rows, noise.start.shape[1])
             return self.paint(cache, noise)
 
@@ -166,12 +134,12 @@ class TransfusionEngine:
 
         with evaluating(model):
             drawn = solve(
-                guided(predict, scale) if self.is_guided else predict,
+                guided(predict, scale) if self.config.is_guided else predict,
                 noise.start.to(self._device),
                 self.grid,
                 None if fresh is None else lambda i: fresh[i].to(self._device),
             )
-            rows = torch.cat([drawn, drawn]) if self.is_guided else drawn
+            rows = torch.cat([drawn, drawn]) if self.config.is_guided else drawn
             model.read_image(rows, self._clean, cache)
         return drawn
 

@@ -100,6 +100,12 @@ class LatentPosterior:
         """Draw raw latents (B, T, C)."""
         return self.rule.draw(self.mean, self.log_variance, generator)
 
+    def one(self, index: int) -> "LatentPosterior":
+        """That of one input, (1, T, C), on the host, where what is drawn is the same everywhere."""
+        part = slice(index, index + 1)
+        variance = None if self.log_variance is None else self.log_variance[part].cpu()
+        return LatentPosterior(self.mean[part].cpu(), variance, self.rule)
+
     def mode(self) -> Tensor:
         """The centre of the distribution, (B, T, C)."""
         return self.mean

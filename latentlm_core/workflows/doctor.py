@@ -14,23 +14,24 @@ from pathlib import Path
 
 from latentlm_core.artifacts import export_kind
 from latentlm_core.data.manifest import MANIFEST
-from latentlm_core.data.mixture import is_mix, parse_mix
+from latentlm_core.data.mixture import TEXT, is_mix, parse_mix
 from latentlm_core.data.partial import PROGRESS
-from latentlm_core.data.sources import IMAGE_SETS, SPEECH_SETS
 from latentlm_core.errors import ArtifactError, CorruptFileError, did_you_mean
 from latentlm_core.files import CONFIG_FILE, WEIGHTS_FILE, read_json
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
-from latentlm_core.workflows.doctor_data import TEXT, check_data
+from latentlm_core.workflows.doctor_data import KINDS, check_data
 from latentlm_core.workflows.doctor_export import check_export
 from latentlm_core.workflows.doctor_latents import check_latents
 from latentlm_core.workflows.doctor_machine import check_machine
 from latentlm_core.workflows.doctor_run import check_run
 from latentlm_core.workflows.findings import Finding, within
-from latentlm_core.workflows.workspace import EXPORT, workspace
+from latentlm_core.workflows.workspace import EXPORT, find_place, workspace
 
-PREFIXES = (*IMAGE_SETS, *SPEECH_SETS, "folder", "hf", TEXT)
+PREFIXES = (*(name for kind in KINDS for name in kind.names), "folder", "hf")
 """What the name of a data set begins with."""
+PLACES = ("runs", "latents")
+"""Folders of the workspace in which a name is looked up."""
 
 
 def doctor(*, target: str | None = None, progress: Progress = SILENT) -> Result:
@@ -74,7 +75,7 @@ def _examine(target: str, folder: Path | None, progress: Progress) -> tuple[str,
 def _check_mix(target: str, progress: Progress) -> list[Finding]:
     findings = []
     for part in parse_mix(target):
-        source = f"{TEXT}:{part.source}" if part.kind == "text" else part.source
+        source = f"{TEXT}{part.source}" if part.kind == "text" else part.source
         findings += within(f"{part.kind} {part.source}", _examine_part(source, progress))
     return findings
 
@@ -92,14 +93,10 @@ def _find(target: str) -> Path | None:
     """
     if target.partition(":")[0] in PREFIXES:
         return None
-    home = workspace()
-    places = (Path(target), home / target, home / "runs" / target, home / "latents" / target)
-    for place in places:
-        if place.exists():
-            return place
-    if is_mix(target):
-        return None
-    known = [path.name for kind in ("runs", "latents") for path in (home / kind).glob("[!.]*")]
+    place = find_place(target, *PLACES)
+    if place is not None or is_mix(target):
+        return place
+    known = [path.name for kind in PLACES for path in (workspace() / kind).glob("[!.]*")]
     raise ArtifactError(
         f"There is no run, latent set, data set or export {target}. "
         f"{did_you_mean(target, [*PREFIXES, *known])}"

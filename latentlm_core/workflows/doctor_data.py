@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from latentlm_core.data.base import Clip, Example
+from latentlm_core.data.audio import MAX_SKIPPED_SHARE
+from latentlm_core.data.base import MAX_BROKEN_SHARE, Clip, Example, num_allowed_broken
+from latentlm_core.data.mixture import TEXT
 from latentlm_core.data.sources import IMAGE_SETS, SPEECH_SETS, open_source
 from latentlm_core.data.speech_sources import open_speech
 from latentlm_core.data.text_sources import TextItem
@@ -18,13 +20,8 @@ from latentlm_core.data.texts import STREAM, open_texts
 from latentlm_core.errors import DataError, LatentLMError
 from latentlm_core.workflows.findings import Finding, fault, listed, ok, unread, warning
 
-TEXT = "text"
-"""What the name of a set of texts begins with in a mix."""
 NUM_DECODED = 16
 """Items that are decoded: the first one, and others from all over the set."""
-MAX_BROKEN_SHARE = 0.01
-LEAST_BROKEN = 10
-"""What ``tokenize`` leaves out before it refuses a set: this share of it, or so many items."""
 
 Open = Callable[[str, str], Any]
 
@@ -38,12 +35,14 @@ class Kind:
         names: sets that are of this kind by their name.
         open: from a name and a split to a source.
         describe: from a source and some of its items to what is found there.
+        broken_share: what part of a source ``tokenize`` leaves out before it refuses it.
     """
 
     items: str
     names: tuple[str, ...]
     open: Open
     describe: Callable[[Any, Any], list[Finding]]
+    broken_share: float = MAX_BROKEN_SHARE
 
 
 def check_data(spec: str) -> list[Finding]:
@@ -54,8 +53,8 @@ def check_data(spec: str) -> list[Finding]:
     """
     name = spec.partition(":")[0]
     named = [kind for kind in KINDS if name in kind.names]
-    if name == TEXT:
-        spec = spec.removeprefix(f"{TEXT}:")
+    if spec.startswith(TEXT):
+        spec = spec.removeprefix(TEXT)
         if spec.startswith(STREAM):
             return [warning("open", "A stream is not examined: it is read while it is downloaded.")]
     refusals = []
@@ -88,8 +87,7 @@ def _check_items(source: Any, kind: Kind) -> list[Finding]:
     if not broken:
         return [ok("decode", f"all {count} that were tried"), *kind.describe(source, items)]
     told = f"{len(broken)} of {count} are broken: {'; '.join(broken[:3])}"
-    allowed = max(LEAST_BROKEN, int(MAX_BROKEN_SHARE * len(source)))
-    if not items or len(broken) > allowed:
+    if not items or len(broken) > num_allowed_broken(len(source), kind.broken_share):
         return [fault("decode", f"{told}. Mend or remove them: tokenize refuses the set.")]
     found = warning("decode", f"{told}. They are left out, as long as they are few.")
     return [found, *kind.describe(source, items)]
@@ -170,6 +168,6 @@ def _present(what: str, there: int, total: int, purpose: str, more: str = "") ->
 
 KINDS = (
     Kind("images", IMAGE_SETS, open_source, _describe_images),
-    Kind("recordings", SPEECH_SETS, open_speech, _describe_clips),
-    Kind("documents", (TEXT,), open_texts, _describe_texts),
+    Kind("recordings", SPEECH_SETS, open_speech, _describe_clips, MAX_SKIPPED_SHARE),
+    Kind("documents", (TEXT.rstrip(":"),), open_texts, _describe_texts),
 )

@@ -4,43 +4,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import torch
 from torch import nn
 
 from latentlm_core.artifacts import (
+    AGAIN,
     GeneratorExport,
     TokenizerExport,
     build_generator,
+    differing_tensors,
     export_kind,
+    read_config,
+    read_text_tokenizer,
 )
-from latentlm_core.config import build
-from latentlm_core.errors import (
-    ArtifactError,
-    ConfigError,
-    CorruptFileError,
-    LatentLMError,
-    MissingExtraError,
-)
-from latentlm_core.files import (
-    CONFIG_FILE,
-    TEXT_FILE,
-    TOKENIZER_FOLDER,
-    WEIGHTS_FILE,
-    read_json,
-    read_text,
-    sha256_file,
-)
+from latentlm_core.errors import LatentLMError, MissingExtraError
+from latentlm_core.files import CONFIG_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE, sha256_file
 from latentlm_core.tokenizers.build import build_tokenizer
-from latentlm_core.tokenizers.text import TextTokenizer
+from latentlm_core.weight_files import open_weights
 from latentlm_core.workflows.findings import Finding, fault, listed, ok, unread, within
-
-KINDS: dict[str, type[TokenizerExport] | type[GeneratorExport]] = {
-    "sigma-vae": TokenizerExport,
-    "generator": GeneratorExport,
-}
-
-AGAIN = "Copy it anew, or remove the export and run its training command again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +44,13 @@ class Weights:
             ArtifactError: the file is not there.
             CorruptFileError: it is truncated or no safetensors file.
         """
-        if not path.is_file():
-            raise ArtifactError(f"There is no file {path}.")
         shapes, not_finite = {}, []
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118, for it is no mapping
-                    tensor = file.get_tensor(name)
-                    shapes[name] = tuple(tensor.shape)
-                    if not tensor.isfinite().all():
-                        not_finite.append(name)
-        except (safetensors.SafetensorError, OSError, RuntimeError, ValueError) as error:
-            raise CorruptFileError(f"{path} is damaged or no safetensors file ({error}).") from None
+        with open_weights(path) as file:
+            for name in file.keys():  # noqa: SIM118, for it is no mapping
+                tensor = file.get_tensor(name)
+                shapes[name] = tuple(tensor.shape)
+                if not tensor.isfinite().all():
+                    not_finite.append(name)
         return cls(shapes, tuple(not_finite))
 
 
@@ -101,22 +77,10 @@ def check_export(folder: Path) -> list[Finding]:
 
 
 def read_export(folder: Path) -> TokenizerExport | GeneratorExport:
-    """Read ``config.json``.
-
-    Raises:
-        ArtifactError: it is not there, or not one of ours.
-        CorruptFileError: it is damaged.
-    """
-    path = folder / CONFIG_FILE
-    data = read_json(path)
-    kind = KINDS.get(str(export_kind(folder)))
-    if kind is None:
-        raise ArtifactError(f"{path} does not describe an export of latentlm.")
-    try:
-        config: TokenizerExport | GeneratorExport = build(kind, data, str(path))
-        return config
-    except ConfigError as error:
-        raise CorruptFileError(str(error), hint=AGAIN) from None
+    """Read ``config.json``, whichever kind of export it describes; errors as ``read_config``."""
+    if export_kind(folder) == "sigma-vae":
+        return read_config(folder, TokenizerExport)
+    return read_config(folder, GeneratorExport)
 
 
 def check_weights(folder: Path, model: nn.Module) -> Finding:
@@ -126,9 +90,7 @@ def check_weights(folder: Path, model: nn.Module) -> Finding:
         weights = Weights.read(path)
     except LatentLMError as error:
         return fault("weights", f"{error} {AGAIN}")
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    names = own.keys() | weights.shapes.keys()
-    differing = sorted(name for name in names if own.get(name) != weights.shapes.get(name))
+    differing = differing_tensors(model, weights.shapes)
     if differing:
         return fault(
             "weights",
@@ -164,21 +126,12 @@ def _check_text(folder: Path, config: GeneratorExport) -> list[Finding]:
     """The text tokenizer of a model that reads text."""
     if config.text_sha256 is None:
         return []
-    path = folder / TEXT_FILE
     try:
-        text = TextTokenizer.from_json(read_text(path), str(path))
+        text = read_text_tokenizer(folder, config)
     except MissingExtraError as error:
         return [unread("text", error, "warning")]
     except LatentLMError as error:
         return [unread("text", error)]
-    if text.sha256 != config.text_sha256 or text.vocab_size != config.model.vocab_size:
-        return [
-            fault(
-                "text",
-                f"{path} is not the text tokenizer of the model: it has {text.vocab_size} ids, the "
-                f"model {config.model.vocab_size}. Copy the one of the run that made it.",
-            )
-        ]
     return [ok("text", f"{text.vocab_size} ids, as the model has")]
 
 

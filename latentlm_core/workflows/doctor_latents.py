@@ -15,7 +15,7 @@ from latentlm_core.config import build
 from latentlm_core.data.manifest import MANIFEST, LatentSums, Manifest, ShardEntry, read_manifest
 from latentlm_core.data.partial import PROGRESS
 from latentlm_core.data.shard_file import Shard
-from latentlm_core.data.shards import LatentSet
+from latentlm_core.data.shards import LatentSet, check_hash
 from latentlm_core.errors import ConfigError, CorruptFileError, LatentLMError
 from latentlm_core.files import CONFIG_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE, read_json, sha256_file
 from latentlm_core.progress import Progress
@@ -107,12 +107,7 @@ def _check_shard(folder: Path, manifest: Manifest, entry: ShardEntry) -> None:
         CorruptFileError: it is missing, or not what the manifest says.
     """
     path = folder / entry.file
-    if not path.is_file():
-        raise CorruptFileError(f"{path} is missing.", hint=AGAIN)
-    if sha256_file(path) != entry.sha256:
-        raise CorruptFileError(
-            f"{path} is damaged: its SHA-256 is not the one in the manifest.", hint=AGAIN
-        )
+    check_hash(path, entry.sha256)
     shard = Shard(folder, manifest, entry)
     if not _agree(LatentSums.of(shard.mean, shard.log_variance), entry.sums):
         raise CorruptFileError(

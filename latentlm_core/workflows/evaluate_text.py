@@ -1,6 +1,6 @@
 """``latentlm eval ppl``: how well a model of text, or of text and images, predicts text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,8 +9,6 @@ from torch import Tensor
 
 from latentlm_core.artifacts import load_generator
 from latentlm_core.data.documents import Document, pad
-from latentlm_core.data.pages import Pages
-from latentlm_core.data.text_sources import TextItem
 from latentlm_core.data.texts import open_texts
 from latentlm_core.errors import DataError
 from latentlm_core.evaluation.perplexity import TextLoss, score_text
@@ -65,7 +63,7 @@ def evaluate_perplexity(
     stretches = [
         (number, stretch)
         for number, item in enumerate(items)
-        for stretch in _stretches(writing.pages, item, writing.max_length)
+        for stretch in writing.pages.stretches(item.text, item.key, writing.max_length)
     ]
     nats, tokens = [0.0] * len(items), [0] * len(items)
     with progress.bar("reading", len(stretches), "stretches") as bar, evaluating(writing.model):
@@ -99,13 +97,6 @@ def evaluate_perplexity(
     path = out or report_folder(loaded.folder, model) / name
     write_json(path, finite(details))
     return Result("Perplexity", score.to_dict(), {"report": str(path)}, details)
-
-
-def _stretches(pages: Pages, item: TextItem, length: int) -> Iterator[Document]:
-    """A document in pieces that share one token: the last of one is the first of the next."""
-    ids = pages.text_ids(item.text)
-    for start in range(0, len(ids) - 1, length - 1):
-        yield pages.stretch(ids[start : start + length], item.key)
 
 
 def _costs(

@@ -223,12 +223,8 @@ class Speaking:
         device = next(self.tokenizer.parameters()).device
         with evaluating(self.tokenizer):
             posterior = self.tokenizer.encode(whole.to(device)[None, None])
-        drawn = posterior.rule.draw(
-            posterior.mean.cpu(),
-            None if posterior.log_variance is None else posterior.log_variance.cpu(),
-            generator(seed, "prompt"),
-        )
-        return self.loaded.config.stats.normalise(drawn.squeeze(0))
+        drawn = posterior.one(0).sample(generator(seed, "prompt")).squeeze(0)
+        return self.loaded.config.stats.normalise(drawn)
 
     def _finish(self, utterance: "_Utterance", span: Span) -> Spoken:
         if not span.latents.isfinite().all():

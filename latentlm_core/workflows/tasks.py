@@ -19,26 +19,81 @@ MAX_SHOWN = 40
 """Characters of a prompt that a message shows."""
 
 
+def asked_tasks(
+    *,
+    prompts: Sequence[str],
+    captions_of: Sequence[Path],
+    question: str | None,
+    images: Sequence[Path],
+    text_only: Sequence[str],
+    page: Path | None,
+    data: str | None,
+    max_tokens: int,
+) -> list[Task]:
+    """What is asked in words and files; nothing where it is the captions of ``data``.
+
+    Args:
+        prompts: what to draw.
+        captions_of: image files to describe.
+        question: about each of ``images``.
+        images: image files that the question is about.
+        text_only: texts to go on with.
+        page: a JSON file of words and images to go on with.
+        data: a data set whose captions are asked for instead.
+        max_tokens: of each task that writes.
+
+    Raises:
+        ConfigError: not exactly one kind of prompt was given, or a question without an image.
+        LatentLMError: a file cannot be read.
+    """
+    kinds = {
+        "--prompt": bool(prompts),
+        "--caption": bool(captions_of),
+        "--ask": question is not None or bool(images),
+        "--text-only": bool(text_only),
+        "--interleaved": page is not None,
+        "--data": data is not None,
+    }
+    given = [option for option, is_given in kinds.items() if is_given]
+    if len(given) != 1:
+        what = f"{' and '.join(given)} exclude each other" if given else "There is no prompt"
+        raise ConfigError(f"{what}: name one of {', '.join(kinds)}.")
+    if bool(images) != (question is not None):
+        raise ConfigError(
+            "--ask is a question about each --image, so neither goes without the other."
+        )
+    return [
+        *map(draw_task, prompts),
+        *(describe_task(path, max_tokens) for path in captions_of),
+        *(ask_task(path, question or "", max_tokens) for path in images),
+        *(text_task(text, max_tokens) for text in text_only),
+        *([] if page is None else [page_task(page, max_tokens)]),
+    ]
+
+
 def draw_task(prompt: str) -> Task:
     """An image of a prompt; of an empty one any image."""
     pieces = (prompt,) if prompt else ()
-    return Task(pieces, f"The prompt {_short(prompt)!r}", draw=True, num_images=1)
+    name = f"The prompt {_short(prompt)!r}"
+    return Task(pieces, name, prompt, draw=True, num_images=1)
 
 
 def describe_task(path: Path, max_tokens: int) -> Task:
     """The caption of an image file."""
-    return Task((read_image(path, str(path)),), str(path), num_tokens=max_tokens)
+    image = read_image(path, str(path))
+    return Task((image,), str(path), path.stem, num_tokens=max_tokens)
 
 
 def ask_task(path: Path, question: str, max_tokens: int) -> Task:
     """The answer to a question about an image file."""
     pieces = (read_image(path, str(path)), Question(question))
-    return Task(pieces, str(path), num_tokens=max_tokens)
+    return Task(pieces, str(path), question, num_tokens=max_tokens)
 
 
 def text_task(text: str, max_tokens: int) -> Task:
     """A text that goes on."""
-    return Task((text,) if text else (), f"The text {_short(text)!r}", num_tokens=max_tokens)
+    pieces = (text,) if text else ()
+    return Task(pieces, f"The text {_short(text)!r}", text, num_tokens=max_tokens)
 
 
 def page_task(path: Path, max_tokens: int) -> Task:
@@ -55,7 +110,7 @@ def page_task(path: Path, max_tokens: int) -> Task:
     if not isinstance(found, list):
         raise DataError(f"{path} is no list of pieces. {_FORM}")
     pieces = tuple(_piece(piece, path, number) for number, piece in enumerate(found, 1))
-    return Task(pieces, str(path), num_tokens=max_tokens, num_images=MAX_IMAGES)
+    return Task(pieces, str(path), path.stem, num_tokens=max_tokens, num_images=MAX_IMAGES)
 
 
 class CaptionTasks(Sequence[Task]):
@@ -101,18 +156,3 @@ def _piece(piece: object, path: Path, number: int) -> str | Question | Image:
 def _short(text: str) -> str:
     """A text as a message shows it."""
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
-
-
-def check_one_kind(asked: dict[str, bool]) -> None:
-    """Refuse several kinds of prompts at once, and none.
-
-    Args:
-        asked: by option, whether it was given.
-
-    Raises:
-        ConfigError: not exactly one was.
-    """
-    given = [option for option, is_given in asked.items() if is_given]
-    if len(given) != 1:
-        what = f"{' and '.join(given)} exclude each other" if given else "There is no prompt"
-        raise ConfigError(f"{what}: name one of {', '.join(asked)}.")

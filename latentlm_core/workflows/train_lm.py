@@ -91,7 +91,6 @@ def train_lm(
         model = build_generator(size)
     if start is not None and isinstance(model, LatentLM) and job.text and not dry_run:
         start.load_into(model, job.text.num_text_ids)
-    origin = job.origin | ({} if start is None else {"init": start.provenance()})
     plan = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "examples": sum(map(len, learned.sets.values())),
@@ -100,6 +99,7 @@ def train_lm(
     if dry_run:
         return Result(f"Plan of a {size.kind} run", plan, {"run": str(folder)}, config.to_dict())
 
+    origin = job.origin | ({} if start is None else {"init": start.provenance()})
     result = Trainer(
         config.trainer,
         _task(model, config.loss),

@@ -1,6 +1,6 @@
 """The data of ``latentlm train-lm``: one latent set, or a mix of sets and texts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -26,7 +26,7 @@ from latentlm_core.tokenizers.text import TextTokenizer, make_tokenizer
 from latentlm_core.workflows.workspace import find_latents
 
 MAX_CORPUS = 1 << 22
-"""Characters of a set of texts that a text tokenizer is trained on."""
+"""Characters of a set that a text tokenizer is trained on, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,19 +158,27 @@ class Library:
     def _corpus(self) -> Iterator[str]:
         """What a text tokenizer is trained on."""
         for gallery in self._galleries.values():
-            yield from gallery.corpus()
+            yield from _bounded(gallery.corpus())
         for texts in self._texts.values():
-            yield from _first_of(texts)
+            yield from _bounded(_each_once(texts))
 
 
-def _first_of(texts: EndlessTexts) -> Iterator[str]:
-    """The first texts of a set, each once."""
-    seen: set[str] = set()
+def _bounded(texts: Iterable[str]) -> Iterator[str]:
+    """The first of some texts."""
     num_characters = 0
+    for text in texts:
+        yield text
+        num_characters += len(text)
+        if num_characters >= MAX_CORPUS:
+            return
+
+
+def _each_once(texts: EndlessTexts) -> Iterator[str]:
+    """The texts of a set until one comes again."""
+    seen: set[str] = set()
     for place in count():
         text, key = texts[place]
-        num_characters += len(text)
-        if key in seen or num_characters > MAX_CORPUS:
+        if key in seen:
             return
         seen.add(key)
         yield text

@@ -32,6 +32,13 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", last).strip("-.") or "unnamed"
 
 
+def find_place(spec: str, *kinds: str) -> Path | None:
+    """Where a result lies: as named, in the workspace, or under one of these kinds there."""
+    home = workspace()
+    places = (Path(spec), home / spec, *(home / kind / spec for kind in kinds))
+    return next((place for place in places if place.exists()), None)
+
+
 def find_export(spec: str | None, kind: str, progress: Progress) -> Path:
     """The export that a user means.
 
@@ -59,7 +66,7 @@ def find_export(spec: str | None, kind: str, progress: Progress) -> Path:
             )
         progress.note(f"Using the newest {kind}: {newest.parent}")
         return newest
-    folder = next((place for place in _places(spec, "runs") if place.exists()), Path(spec))
+    folder = find_place(spec, "runs") or Path(spec)
     if not folder.exists() and is_hub_id(spec):
         folder = download(spec)
     for candidate in (folder / EXPORT, folder):
@@ -128,16 +135,10 @@ def _find(spec: str | None, kind: str, mark: str, command: str, progress: Progre
 
 
 def _named(spec: str, kind: str) -> Path:
-    places = _places(spec, kind)
-    for place in places:
-        if place.exists():
-            return place
-    raise ArtifactError(f"There is no {spec}, nor {places[-1]}.")
-
-
-def _places(spec: str, kind: str) -> tuple[Path, ...]:
-    """Where a result may lie: as named, in the workspace, or under its kind there."""
-    return Path(spec), workspace() / spec, workspace() / kind / spec
+    place = find_place(spec, kind)
+    if place is None:
+        raise ArtifactError(f"There is no {spec}, nor {workspace() / kind / spec}.")
+    return place
 
 
 def _entries(kind: str) -> Iterable[Path]:

@@ -16,7 +16,6 @@ from latentlm_core.artifacts import load_generator
 from latentlm_core.config import build
 from latentlm_core.data.base import Image
 from latentlm_core.diffusion import Solver
-from latentlm_core.errors import ConfigError
 from latentlm_core.files import locked
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
@@ -24,16 +23,7 @@ from latentlm_core.runtime import derive_seed, resolve_device
 from latentlm_core.sampling import Page, PageListener, TextSamplerConfig
 from latentlm_core.workflows.page_folder import PageFolder
 from latentlm_core.workflows.sample import run_name_of, sampler_config
-from latentlm_core.workflows.tasks import (
-    MAX_TOKENS,
-    CaptionTasks,
-    ask_task,
-    check_one_kind,
-    describe_task,
-    draw_task,
-    page_task,
-    text_task,
-)
+from latentlm_core.workflows.tasks import MAX_TOKENS, CaptionTasks, asked_tasks
 from latentlm_core.workflows.workspace import find_export, slug, workspace
 from latentlm_core.workflows.writing import Engine, Question, Task, Writing
 
@@ -107,20 +97,16 @@ def write(
     Raises:
         LatentLMError: anything that the user can mend.
     """
-    check_one_kind(
-        {
-            "--prompt": bool(prompts),
-            "--caption": bool(captions_of),
-            "--ask": question is not None or bool(images),
-            "--text-only": bool(text_only),
-            "--interleaved": page is not None,
-            "--data": data is not None,
-        }
+    asked = asked_tasks(
+        prompts=prompts,
+        captions_of=captions_of,
+        question=question,
+        images=images,
+        text_only=text_only,
+        page=page,
+        data=data,
+        max_tokens=max_tokens,
     )
-    if (images and question is None) or (question is not None and not images):
-        raise ConfigError(
-            "--ask is a question about each --image, so neither goes without the other."
-        )
     where = resolve_device(device)
     loaded = load_generator(find_export(model, "generator", progress), where)
     writing = Writing.of(loaded, vae, where, progress)
@@ -129,18 +115,11 @@ def write(
     )
     text_config = build(TextSamplerConfig, {"temperature": temperature, "top_p": top_p}, "sampling")
     engine = writing.engine(config, text_config)
-    asked = [
-        *map(draw_task, prompts),
-        *(describe_task(path, max_tokens) for path in captions_of),
-        *(ask_task(path, question or "", max_tokens) for path in images),
-        *(text_task(text, max_tokens) for text in text_only),
-        *([] if page is None else [page_task(page, max_tokens)]),
-    ]
     tasks: Sequence[Task] = (
         asked * (num_samples or 1) if data is None else CaptionTasks(data, split, num_samples)
     )
     for task in asked or [tasks[0]]:
-        writing.request(task, seed)
+        writing.check(task)
     settings = {
         "model_sha256": loaded.sha256,
         "data": loaded.config.provenance.get("data"),
@@ -152,14 +131,8 @@ def write(
         "sampler": config.to_dict(),
         "text_sampler": text_config.to_dict(),
     }
-    words = (*prompts, question, *text_only, *(path.stem for path in (*captions_of, page) if path))
-    name = "-".join(
-        (
-            run_name_of(model, loaded),
-            slug(data or next(filter(None, words), "nothing").replace("/", " ")[:MAX_NAME]),
-            hashlib.sha256(repr(settings).encode()).hexdigest()[:8],
-        )
-    )
+    label = slug(data) if data else asked[0].label
+    name = _folder_name(run_name_of(model, loaded), label, settings)
     folder = PageFolder(out or workspace() / "samples" / name, settings)
     figures: dict[str, Any] = {
         "samples": len(tasks),
@@ -180,6 +153,12 @@ def write(
     if written:
         figures["text"] = written["0"] if len(tasks) == 1 else written
     return Result("Pages made", figures, files, settings)
+
+
+def _folder_name(run: str, label: str, settings: dict[str, Any]) -> str:
+    """Of samples: a few words for people, and a digest of what decides them."""
+    words = slug((label or "nothing").replace("/", " ")[:MAX_NAME])
+    return f"{run}-{words}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
 
 
 def _write_missing(

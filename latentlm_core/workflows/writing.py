@@ -3,15 +3,17 @@
 Axes: T latents of an image, C latent channels, S image size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from latentlm_core.artifacts import SAMPLE_OPTIONS, LoadedGenerator
 from latentlm_core.data.base import Image
+from latentlm_core.data.documents import Document
 from latentlm_core.data.media import center_crop, to_images, to_tensor
 from latentlm_core.data.pages import Pages, Picture, Words
 from latentlm_core.errors import ArtifactError, DataError
@@ -30,6 +32,7 @@ from latentlm_core.sampling import (
     TextSamplerConfig,
     TransfusionEngine,
 )
+from latentlm_core.tokenizers.base import LatentPosterior
 from latentlm_core.tokenizers.sigma_vae import SigmaVAE
 from latentlm_core.tokenizers.text import TextTokenizer
 from latentlm_core.workflows.drawing import matching_tokenizer
@@ -49,7 +52,8 @@ class Task:
 
     Attributes:
         pieces: what is there: words, questions and images uint8 (H, W, 3).
-        name: what it is called in messages and records.
+        name: what it is called in messages.
+        label: a few words for the names of folders.
         draw: whether an image is to begin at once.
         num_tokens: tokens to write at most.
         num_images: images to draw at most.
@@ -57,9 +61,15 @@ class Task:
 
     pieces: tuple[str | Question | Image, ...]
     name: str
+    label: str = ""
     draw: bool = False
     num_tokens: int = 0
     num_images: int = 0
+
+    @property
+    def images(self) -> list[Image]:
+        """Those among the pieces."""
+        return [piece for piece in self.pieces if not isinstance(piece, str | Question)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +132,8 @@ class Writing:
             return TransfusionEngine(self.model, config, text_config, marks)
         return PageEngine(self.model, config, text_config, marks, self.num_latents)
 
-    def request(self, task: Task, seed: int) -> PageRequest:
-        """The request of a task.
+    def check(self, task: Task) -> None:
+        """Refuse what cannot be written.
 
         Raises:
             ArtifactError: it is about images, and the model knows none.
@@ -136,20 +146,10 @@ class Writing:
                 f"{self.loaded.folder} is a model of text alone, so it has no images.",
                 hint="It takes --text-only.",
             )
-        pieces = [self._piece(piece, seed, task.name) for piece in task.pieces]
-        if task.draw and not pieces:
-            pieces = [self.pages.nothing]
-        page = self.pages.prompt(pieces, task.draw)
-        room = self.max_length - len(page)
-        if room < (self.num_latents + 1 if task.draw else 1):
-            raise DataError(
-                f"{task.name} has {len(page)} elements"
-                f"{f' and an image {self.num_latents} more' if task.draw else ''}, and the model "
-                f"knows pages of {self.max_length} at most.",
-                hint="Shorten the prompt, or train with a longer data.row_length.",
-            )
-        prompt = Prompt(page.ids, page.latents, page.kind, page.position)
-        return PageRequest(prompt, seed, min(task.num_tokens, room), task.num_images, room)
+        for image in task.images:
+            self._check_size(image, task.name)
+        blank = torch.zeros(self.num_latents, self.model.config.latent_channels)
+        self._room(task, self._page(task, [blank] * len(task.images)))
 
     def write(
         self,
@@ -169,10 +169,14 @@ class Writing:
             listener: hears each token and each image as it is made.
 
         Raises:
-            ArtifactError: the model drew values that are not finite.
+            ArtifactError: the model drew values that are not finite, or as ``check``.
+            DataError: as ``check``.
         """
+        for task in tasks:
+            self.check(task)
+        posteriors = self._encode([image for task in tasks for image in task.images])
         requests = [
-            self.request(task, derive_seed(seed, "sample", index))
+            self._request(task, derive_seed(seed, "sample", index), posteriors)
             for task, index in zip(tasks, indices, strict=True)
         ]
         pages = engine.write(requests, listener)
@@ -191,28 +195,63 @@ class Writing:
         with evaluating(self.tokenizer):
             return list(to_images(self.tokenizer.decode(raw, config.fixed_grid)))
 
-    def _piece(self, piece: str | Question | Image, seed: int, name: str) -> Words | Picture:
+    def _request(
+        self, task: Task, seed: int, posteriors: Mapping[int, LatentPosterior]
+    ) -> PageRequest:
+        """The request of a task, its images' latents drawn as they were in training."""
+        stats, source = self.loaded.config.stats, generator(seed, "image")
+        latents = [
+            stats.normalise(posteriors[id(image)].sample(source).squeeze(0))
+            for image in task.images
+        ]
+        page = self._page(task, latents)
+        room = self._room(task, page)
+        prompt = Prompt(page.ids, page.latents, page.kind, page.position)
+        return PageRequest(prompt, seed, min(task.num_tokens, room), task.num_images, room)
+
+    def _page(self, task: Task, latents: Sequence[Tensor]) -> Document:
+        """The prompt of a task, given the latents (T, C) of its images."""
+        drawn = iter(latents)
+        pieces = [self._piece(piece, drawn) for piece in task.pieces]
+        if task.draw and not pieces:
+            pieces = [self.pages.nothing]
+        return self.pages.prompt(pieces, task.draw)
+
+    def _piece(self, piece: str | Question | Image, drawn: Iterator[Tensor]) -> Words | Picture:
         if isinstance(piece, str):
             return Words(self.text.encode(piece))
         if isinstance(piece, Question):
             return self.pages.question(piece.text)
-        return Picture(self._read(piece, seed, name))
+        return Picture(next(drawn))
 
-    def _read(self, image: Image, seed: int, name: str) -> Tensor:
-        """Normalised latents (T, C) of an image, drawn as in training."""
+    def _room(self, task: Task, page: Document) -> int:
+        """Elements that a page may still grow by."""
+        room = self.max_length - len(page)
+        if room < (self.num_latents + 1 if task.draw else 1):
+            raise DataError(
+                f"{task.name} has {len(page)} elements"
+                f"{f' and an image {self.num_latents} more' if task.draw else ''}, and the model "
+                f"knows pages of {self.max_length} at most.",
+                hint="Shorten the prompt, or train with a longer data.row_length.",
+            )
+        return room
+
+    def _check_size(self, image: Image, name: str) -> None:
         assert self.tokenizer is not None
-        size, device = self.tokenizer.image_size, next(self.tokenizer.parameters()).device
+        size = self.tokenizer.image_size
         if min(image.shape[:2]) < size:
             raise DataError(
                 f"An image of {name} is {image.shape[1]}x{image.shape[0]}, and the tokenizer takes "
                 f"{size}x{size}; larger ones are cropped."
             )
-        media = to_tensor(center_crop(image, size)).unsqueeze(0).to(device)
+
+    def _encode(self, images: Sequence[Image]) -> dict[int, LatentPosterior]:
+        """Posteriors by the identity of the image, each of which is encoded once."""
+        once = {id(image): image for image in images}
+        if self.tokenizer is None or not once:
+            return {}
+        size, device = self.tokenizer.image_size, next(self.tokenizer.parameters()).device
+        crops = np.stack([center_crop(image, size) for image in once.values()])
         with evaluating(self.tokenizer):
-            posterior = self.tokenizer.encode(media)
-        drawn = posterior.rule.draw(
-            posterior.mean.cpu(),
-            None if posterior.log_variance is None else posterior.log_variance.cpu(),
-            generator(seed, "image"),
-        )
-        return self.loaded.config.stats.normalise(drawn.squeeze(0))
+            posterior = self.tokenizer.encode(to_tensor(crops).to(device))
+        return {key: posterior.one(place) for place, key in enumerate(once)}
