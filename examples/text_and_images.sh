@@ -9,7 +9,7 @@ latents="$LATENTLM_HOME/latents/embedded-shapes"
 
 latentlm train-vae --data embedded:shapes --recipe tiny
 latentlm tokenize --data embedded:shapes
-latentlm train-lm --data "text:pydoc=1,$latents=2,interleaved:$latents=1" --recipe pages-tiny
+latentlm train-lm --data "text:pydoc=1,$latents=2,interleaved:$latents=1" --recipe multimodal-tiny
 latentlm sample --prompt "a red circle on a blue background" -n 4 --out "$LATENTLM_HOME/samples/drawn"
 image="$LATENTLM_HOME/samples/drawn/000000.png"
 latentlm sample --caption "$image" --max-tokens 20

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 import typer
 
-from latentlm_cli import console, evaluate_pages, options
+from latentlm_cli import console, evaluate_multimodal, options
 from latentlm_cli.progress import listener
 
 Metric = Literal["fid", "is", "kid", "precision-recall"]
@@ -294,4 +294,4 @@ def _numbers(text: str, kind: Callable[[str], Number], option: str) -> list[Numb
         raise typer.BadParameter(f"{text!r} is not a list like 1,2,3.", param_hint=option) from None
 
 
-evaluate_pages.add_to(app)
+evaluate_multimodal.add_to(app)

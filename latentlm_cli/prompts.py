@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-IMAGES, SPEECH, PAGES = "Images of classes", "Speech", "Text and images"
+IMAGES, SPEECH, MULTIMODAL = "Images of classes", "Speech", "Text and images"
 
 Classes = Annotated[
     list[str] | None,
@@ -130,7 +130,7 @@ Seconds = Annotated[
 Prompts = Annotated[
     list[str] | None,
     typer.Option(
-        "--prompt", metavar="TEXT", help="What to draw. Repeatable.", rich_help_panel=PAGES
+        "--prompt", metavar="TEXT", help="What to draw. Repeatable.", rich_help_panel=MULTIMODAL
     ),
 ]
 Captions = Annotated[
@@ -139,13 +139,16 @@ Captions = Annotated[
         "--caption",
         metavar="IMAGE",
         help="An image to describe. Repeatable.",
-        rich_help_panel=PAGES,
+        rich_help_panel=MULTIMODAL,
     ),
 ]
 Ask = Annotated[
     str | None,
     typer.Option(
-        "--ask", metavar="QUESTION", help="A question about each --image.", rich_help_panel=PAGES
+        "--ask",
+        metavar="QUESTION",
+        help="A question about each --image.",
+        rich_help_panel=MULTIMODAL,
     ),
 ]
 Images = Annotated[
@@ -154,7 +157,7 @@ Images = Annotated[
         "--image",
         metavar="IMAGE",
         help="What the question is about. Repeatable.",
-        rich_help_panel=PAGES,
+        rich_help_panel=MULTIMODAL,
     ),
 ]
 TextOnly = Annotated[
@@ -163,7 +166,7 @@ TextOnly = Annotated[
         "--text-only",
         metavar="TEXT",
         help="A text to go on with. Repeatable.",
-        rich_help_panel=PAGES,
+        rich_help_panel=MULTIMODAL,
     ),
 ]
 Interleaved = Annotated[
@@ -173,7 +176,7 @@ Interleaved = Annotated[
         metavar="FILE.json",
         help='Words and images to go on with: ["words", {"image": "a.png"}, ...]; the model says '
         "when it draws.",
-        rich_help_panel=PAGES,
+        rich_help_panel=MULTIMODAL,
     ),
 ]
 MaxTokens = Annotated[
@@ -183,7 +186,7 @@ MaxTokens = Annotated[
         min=1,
         metavar="N",
         help="To write at most; 256 if left out.",
-        rich_help_panel=PAGES,
+        rich_help_panel=MULTIMODAL,
     ),
 ]
 Temperature = Annotated[
@@ -193,7 +196,7 @@ Temperature = Annotated[
         min=0.0,
         metavar="T",
         help="Of words; 0, the likeliest, if left out.",
-        rich_help_panel=PAGES,
+        rich_help_panel=MULTIMODAL,
     ),
 ]
 TopP = Annotated[
@@ -204,7 +207,7 @@ TopP = Annotated[
         max=1.0,
         metavar="P",
         help="Choose from the likeliest words that make up this share; all if left out.",
-        rich_help_panel=PAGES,
+        rich_help_panel=MULTIMODAL,
     ),
 ]
 
@@ -215,7 +218,6 @@ OPTIONS = {
     "captions_of": "--caption",
     "question": "--ask",
     "images": "--image",
-    "page": "--interleaved",
 }
 """Options whose settings have other names."""
 

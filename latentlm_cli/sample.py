@@ -36,7 +36,7 @@ def sample(
     question: prompts.Ask = None,
     images: prompts.Images = None,
     text_only: prompts.TextOnly = None,
-    page: prompts.Interleaved = None,
+    interleaved: prompts.Interleaved = None,
     max_tokens: prompts.MaxTokens = None,
     temperature: prompts.Temperature = None,
     top_p: prompts.TopP = None,
@@ -80,13 +80,13 @@ def sample(
         "stream": stream,
         "seconds": prompts.seconds_range(seconds),
     }
-    of_pages = {
+    of_multimodal = {
         "prompts": prompt,
         "captions_of": captions_of,
         "question": question,
         "images": images,
         "text_only": text_only,
-        "page": page,
+        "interleaved": interleaved,
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
@@ -96,13 +96,15 @@ def sample(
         prompts.refuse({"split": split}, "{} is a part of --data, and none is named.")
     if texts or protocol:
         prompts.refuse(of_classes, "--text and --protocol are for speech; {} is for classes.")
-        prompts.refuse(of_pages, "--text and --protocol are for speech; {} is for other models.")
+        prompts.refuse(
+            of_multimodal, "--text and --protocol are for speech; {} is for other models."
+        )
         result = _run("speak", common | of_speech | of_data)
-    elif prompts.given(of_pages | of_data):
+    elif prompts.given(of_multimodal | of_data):
         prompts.refuse(of_speech, "{} is for speech, which needs --text or --protocol.")
         prompts.refuse(of_classes, "{} is for classes, and not for text and images.")
         sink = None if json else _show_text
-        result = _run("write", common | of_pages | of_data | {"sink": sink})
+        result = _run("write", common | of_multimodal | of_data | {"sink": sink})
     else:
         prompts.refuse(of_speech, "{} is for speech, which needs --text or --protocol.")
         result = _run("sample", common | of_classes)

@@ -59,9 +59,9 @@ def random_lpips():
 
 
 @pytest.fixture(scope="session")
-def pages_home(tmp_path_factory):
+def multimodal_home(tmp_path_factory):
     """A workspace of tiny models of text and images; what tests write goes elsewhere."""
-    from tests.tiny_pages import make_home
+    from tests.tiny_multimodal import make_home
 
     return make_home(tmp_path_factory.mktemp("pages"))
 

@@ -277,8 +277,8 @@ def test_an_export_with_the_tokenizer_of_another(home):
     assert faults(f"runs/{LM}/export").keys() == {"tokenizer config"}
 
 
-def test_the_text_tokenizer_of_a_model_that_reads_text(pages_home, tmp_path):
-    run = next(path for path in sorted((pages_home / "runs").iterdir()) if reads_text(path))
+def test_the_text_tokenizer_of_a_model_that_reads_text(multimodal_home, tmp_path):
+    run = next(path for path in sorted((multimodal_home / "runs").iterdir()) if reads_text(path))
     export = tmp_path / "export"
     shutil.copytree(run / "export", export)
     assert faults(str(export)) == {}

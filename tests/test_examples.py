@@ -41,6 +41,6 @@ def test_the_example_of_text_and_images_walks_the_whole_path(tmp_path):
     walk("text_and_images.sh", tmp_path)
     assert (tmp_path / "samples/drawn/grid.png").is_file()
     assert (tmp_path / "samples/captions/evaluation/t2i.json").is_file()
-    reports = tmp_path / "runs/lm-embedded-shapes-pages-tiny/evaluation"
+    reports = tmp_path / "runs/lm-embedded-shapes-multimodal-tiny/evaluation"
     names = {path.name for path in reports.glob("*.json")}
     assert names == {"ppl-pydoc-2.json", "caption-embedded-shapes-8.json"}

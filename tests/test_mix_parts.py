@@ -12,9 +12,9 @@ import torch
 from latentlm_core import workflows
 from latentlm_core.data.mix_documents import FilePart, read_documents
 from latentlm_core.data.mix_parts import (
+    CaptionedImages,
     ComposedPart,
     Directions,
-    Gallery,
     TextPart,
     captions_of,
 )
@@ -26,17 +26,17 @@ from latentlm_core.layout import Kind
 from latentlm_core.runtime import generator
 from tests.tiny_mix import (
     CHANNELS,
+    FORMAT,
     MARKS,
-    PAGES,
     TEXT,
+    captioned_of,
     direction_of,
     drawn,
-    gallery_of,
     mixture,
     pairs,
     written,
 )
-from tests.tiny_pages import NUM_IMAGES, NUM_LATENTS, make_sets
+from tests.tiny_multimodal import NUM_IMAGES, NUM_LATENTS, make_sets
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +45,20 @@ def home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gallery(home) -> Gallery:
-    return gallery_of(home)
+def captioned(home) -> CaptionedImages:
+    return captioned_of(home)
 
 
 @pytest.fixture(scope="module")
-def latents(gallery) -> LatentSet:
-    return gallery.latents
+def latents(captioned) -> LatentSet:
+    return captioned.latents
 
 
 # --- pairs -----------------------------------------------------------------------------------
 
 
-def test_directions_follow_the_weights_where_an_example_has_words(gallery):
-    part = pairs(gallery, directions=Directions(draw=2.0, describe=1.0, ask=1.0))
+def test_directions_follow_the_weights_where_an_example_has_words(captioned):
+    part = pairs(captioned, directions=Directions(draw=2.0, describe=1.0, ask=1.0))
     documents = drawn(part, 1200)
     wordless = {f"{number:02d}.png" for number in range(4, NUM_IMAGES["train"], 5)}
     counts = Counter(direction_of(d) for d in documents if d.key not in wordless)
@@ -70,22 +70,22 @@ def test_directions_follow_the_weights_where_an_example_has_words(gallery):
 
 
 @pytest.mark.parametrize("name", ["draw", "describe", "ask"])
-def test_a_direction_alone(gallery, name):
+def test_a_direction_alone(captioned, name):
     only = Directions(**{"draw": 0.0, "describe": 0.0, "ask": 0.0, name: 1.0})
-    found = {direction_of(document) for document in drawn(pairs(gallery, directions=only), 24)}
+    found = {direction_of(document) for document in drawn(pairs(captioned, directions=only), 24)}
     assert found - {"dropped"} == {name}
 
 
-def test_the_condition_is_dropped_of_a_share_of_what_is_drawn(gallery):
+def test_the_condition_is_dropped_of_a_share_of_what_is_drawn(captioned):
     only = Directions(draw=1.0, describe=0.0, ask=0.0)
-    documents = drawn(pairs(gallery, directions=only, condition_drop=0.25), 1200)
+    documents = drawn(pairs(captioned, directions=only, condition_drop=0.25), 1200)
     captioned = [d for d in documents if int(d.key[:2]) % 5 != 4]
     dropped = sum(direction_of(document) == "dropped" for document in captioned)
     assert dropped / len(captioned) == pytest.approx(0.25, abs=0.05)
 
 
-def test_words_are_those_of_the_example(gallery, latents):
-    for document in drawn(pairs(gallery), 60):
+def test_words_are_those_of_the_example(captioned, latents):
+    for document in drawn(pairs(captioned), 60):
         index = next(i for i in range(len(latents)) if latents.key(i) == document.key)
         record = latents.read_one(index)
         said = set(written(document)) - {"bos", "eos", "null", "[]"}
@@ -93,10 +93,10 @@ def test_words_are_those_of_the_example(gallery, latents):
         assert said <= {record.caption} | questions
 
 
-def test_an_image_may_be_asked_several_questions_in_a_row(gallery, latents):
+def test_an_image_may_be_asked_several_questions_in_a_row(captioned, latents):
     """In an order that is drawn, each answer with its end, and nothing but answers is learned."""
     only = Directions(draw=0.0, describe=0.0, ask=1.0)
-    part = pairs(gallery, directions=only, max_questions=2)
+    part = pairs(captioned, directions=only, max_questions=2)
     asked = [document for document in drawn(part, 100) if direction_of(document) == "ask"]
     orders = Counter()
     for document in asked:
@@ -113,18 +113,18 @@ def test_an_image_may_be_asked_several_questions_in_a_row(gallery, latents):
     assert sum(orders[one] for one in orders if one.startswith("which colour")) > 20
 
 
-def test_latents_are_drawn_anew_around_their_means(gallery, latents):
+def test_latents_are_drawn_anew_around_their_means(captioned, latents):
     record, source = latents.read_one(3), generator("draws")
-    pictures = torch.stack([gallery.picture(record, source) for _ in range(2000)])
+    pictures = torch.stack([captioned.picture(record, source) for _ in range(2000)])
     assert pictures.shape[1:] == (NUM_LATENTS, CHANNELS)
     assert pictures.std(0).min() > 0.5
-    mean = gallery.stats.normalise(record.mean)
+    mean = captioned.stats.normalise(record.mean)
     torch.testing.assert_close(pictures.mean(0), mean, rtol=0, atol=0.3)
 
 
-def test_whether_a_leading_image_is_learned(gallery):
+def test_whether_a_leading_image_is_learned(captioned):
     for learn in (False, True):
-        part = pairs(gallery, learn_leading=learn, directions=Directions(draw=0.0))
+        part = pairs(captioned, learn_leading=learn, directions=Directions(draw=0.0))
         for document in drawn(part, 24):
             if direction_of(document) == "dropped":
                 continue
@@ -138,13 +138,13 @@ def test_several_captions_are_lines():
     assert captions_of(None) == captions_of(" \n") == []
 
 
-def test_a_caption_of_spaces_is_none(gallery, monkeypatch):
+def test_a_caption_of_spaces_is_none(captioned, monkeypatch):
     read = LatentSet.read_one
     monkeypatch.setattr(
         LatentSet, "read_one", lambda *given: replace(read(*given), caption=" \n", questions=())
     )
     with pytest.raises(DataError, match="no captions and no questions"):
-        pairs(gallery)
+        pairs(captioned)
 
 
 def test_a_set_without_words_is_refused(home, tmp_path):
@@ -158,9 +158,9 @@ def test_a_set_without_words_is_refused(home, tmp_path):
         assert "coloured-digits" in str(caught.value.hint)
 
 
-def test_a_set_without_what_the_directions_want_is_refused(gallery):
+def test_a_set_without_what_the_directions_want_is_refused(captioned):
     with pytest.raises(DataError, match="for the directions that are wanted"):
-        pairs(gallery, directions=Directions(draw=0.0, describe=0.0, ask=0.0))
+        pairs(captioned, directions=Directions(draw=0.0, describe=0.0, ask=0.0))
 
 
 # --- texts -----------------------------------------------------------------------------------
@@ -177,9 +177,9 @@ class Long:
 
 
 def test_of_a_long_text_a_stretch_is_drawn():
-    documents = drawn(TextPart(Long(), PAGES, row_length=64), 300)
+    documents = drawn(TextPart(Long(), FORMAT, row_length=64), 300)
     assert {len(document) for document in documents} == {64}
-    whole = PAGES.text_ids(Long()[0].text)
+    whole = FORMAT.text_ids(Long()[0].text)
     stretches = [whole[start : start + 64] for start in range(len(whole) - 63)]
     starts = [stretches.index(document.ids.tolist()) for document in documents]
     assert all(document.learn.eq(int(Kind.TEXT)).all() for document in documents)
@@ -190,23 +190,23 @@ def test_of_a_long_text_a_stretch_is_drawn():
 
 def test_a_long_text_is_encoded_once(monkeypatch):
     encoded = []
-    text_ids = PAGES.text_ids
-    monkeypatch.setattr(PAGES, "text_ids", lambda text: encoded.append(text) or text_ids(text))
-    part = TextPart(Long(), PAGES, row_length=64)
+    text_ids = FORMAT.text_ids
+    monkeypatch.setattr(FORMAT, "text_ids", lambda text: encoded.append(text) or text_ids(text))
+    part = TextPart(Long(), FORMAT, row_length=64)
     first, second = drawn(part, 2)
     assert first.ids.tolist() != second.ids.tolist()
     assert encoded == [Long()[0].text]
 
 
 def test_all_of_a_long_text_validates_once():
-    stretches = list(TextPart(Long(), PAGES, row_length=64).held_out(generator()))
+    stretches = list(TextPart(Long(), FORMAT, row_length=64).held_out(generator()))
     predicted = torch.cat([stretch.ids[1:] for stretch in stretches]).tolist()
-    assert predicted == PAGES.text_ids(Long.held_out[0].text)[1:]
+    assert predicted == FORMAT.text_ids(Long.held_out[0].text)[1:]
     assert max(map(len, stretches)) == 64
 
 
 def test_a_short_text_is_whole(home):
-    part = TextPart(open_endless_texts(str(home / "texts"), 0, 0.1), PAGES, row_length=2000)
+    part = TextPart(open_endless_texts(str(home / "texts"), 0, 0.1), FORMAT, row_length=2000)
     for document in drawn(part, 19):
         assert written(document) == ["bos", (home / "texts" / document.key).read_text(), "eos"]
 
@@ -214,9 +214,9 @@ def test_a_short_text_is_whole(home):
 # --- interleaved -----------------------------------------------------------------------------
 
 
-def test_a_composed_document_has_captions_before_their_images(gallery, latents):
+def test_a_composed_document_has_captions_before_their_images(captioned, latents):
     captions = {latents.key(i): latents.caption(i) for i in range(len(latents))}
-    documents = drawn(ComposedPart(gallery, PAGES, max_images=4, held_out=0.2, seed=0), 120)
+    documents = drawn(ComposedPart(captioned, FORMAT, max_images=4, held_out=0.2, seed=0), 120)
     counts = Counter(len(document.key.split("+")) for document in documents)
     assert set(counts) == {2, 3, 4}
     assert min(counts.values()) > 25
@@ -230,11 +230,11 @@ def test_a_composed_document_has_captions_before_their_images(gallery, latents):
         assert learned.any(1).tolist() == told
 
 
-def test_documents_of_a_file_are_as_they_are_written(gallery, latents, tmp_path):
+def test_documents_of_a_file_are_as_they_are_written(captioned, latents, tmp_path):
     rows = [["see ", {"image": "01.png"}, " and ", {"image": "02.png"}], [{"image": "03.png"}, "x"]]
     file = tmp_path / "docs.jsonl"
     file.write_text("".join(json.dumps({"pieces": row}) + "\n" for row in rows))
-    part = FilePart("docs", read_documents(file, latents), gallery, PAGES, 0.0, seed=0)
+    part = FilePart("docs", read_documents(file, latents), captioned, FORMAT, 0.0, seed=0)
     documents = sorted(drawn(part, 2), key=lambda document: document.key)
     assert [document.key for document in documents] == ["docs:1", "docs:2"]
     assert written(documents[0]) == ["bos", "see ", "[]", " and ", "[]", "eos"]

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentlm_core.data.document_format import ImageSpan
 from latentlm_core.data.documents import Document, pack, pad
 from latentlm_core.data.mix_parts import (
+    CaptionedImages,
     ComposedPart,
-    Gallery,
 )
 from latentlm_core.data.mixture import (
     Mixture,
@@ -19,7 +20,6 @@ from latentlm_core.data.mixture import (
     is_mix,
     parse_mix,
 )
-from latentlm_core.data.pages import Picture
 from latentlm_core.errors import ConfigError
 from latentlm_core.layout import Kind
 from latentlm_core.models.latent_lm import LatentLM
@@ -31,15 +31,15 @@ from tests.test_models import tiny_latent_lm
 from tests.tiny_mix import (
     CHANNELS,
     CONFIG,
-    PAGES,
+    FORMAT,
     TEXT,
+    captioned_of,
     direction_of,
     drawn,
-    gallery_of,
     mixture,
     pairs,
 )
-from tests.tiny_pages import NUM_IMAGES, NUM_LATENTS, ROW_LENGTH, make_sets
+from tests.tiny_multimodal import NUM_IMAGES, NUM_LATENTS, ROW_LENGTH, make_sets
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gallery(home) -> Gallery:
-    return gallery_of(home)
+def captioned(home) -> CaptionedImages:
+    return captioned_of(home)
 
 
 # --- the spec --------------------------------------------------------------------------------
@@ -205,11 +205,11 @@ def test_rows_and_batches_too_small_get_a_sentence(home, spec, changes, sentence
 # --- packing ---------------------------------------------------------------------------------
 
 
-def all_kinds(gallery: Gallery) -> list[Document]:
+def all_kinds(captioned: CaptionedImages) -> list[Document]:
     """Texts, and images in every direction and in interleaved documents."""
-    pair = pairs(gallery, condition_drop=0.3)
-    page = ComposedPart(gallery, PAGES, 2, 0.2, seed=0)
-    texts = [PAGES.stretch(PAGES.text_ids(text), text) for text in ("a text", "another")]
+    pair = pairs(captioned, condition_drop=0.3)
+    page = ComposedPart(captioned, FORMAT, 2, 0.2, seed=0)
+    texts = [FORMAT.stretch(FORMAT.text_ids(text), text) for text in ("a text", "another")]
     documents = [*drawn(pair, 24), *drawn(page, 6), *texts]
     found = {direction_of(document) for document in documents[:24]}
     assert found == {"draw", "dropped", "describe", "ask"}
@@ -235,8 +235,8 @@ def writer() -> LatentLM:
     ).eval()
 
 
-def test_documents_learn_packed_what_they_learn_alone(gallery):
-    model, documents = writer(), all_kinds(gallery)
+def test_documents_learn_packed_what_they_learn_alone(captioned):
+    model, documents = writer(), all_kinds(captioned)
     fixed_loss(model)
     packed, alone = pack(documents, ROW_LENGTH), pad(documents)
     assert len(packed.ids) < len(alone.ids) == len(documents)
@@ -250,8 +250,8 @@ def test_documents_learn_packed_what_they_learn_alone(gallery):
         torch.testing.assert_close(mine.sort().values, other.sort().values, rtol=1e-4, atol=1e-4)
 
 
-def test_attention_never_crosses_documents(gallery):
-    model, batch = writer(), pack(all_kinds(gallery), ROW_LENGTH)
+def test_attention_never_crosses_documents(captioned):
+    model, batch = writer(), pack(all_kinds(captioned), ROW_LENGTH)
     row = int((batch.layout.document.max(1).values > 0).nonzero()[0, 0])
     fed = slice(None, -1)
     with torch.no_grad():
@@ -266,9 +266,11 @@ def test_attention_never_crosses_documents(gallery):
             assert torch.equal(moved, own[:, fed])
 
 
-def test_batches_without_text_or_images_train_the_same_parameters(gallery):
-    text = PAGES.stretch(PAGES.text_ids("some words"), "text")
-    picture = PAGES.document([PAGES.nothing, Picture(torch.randn(NUM_LATENTS, CHANNELS))], "image")
+def test_batches_without_text_or_images_train_the_same_parameters(captioned):
+    text = FORMAT.stretch(FORMAT.text_ids("some words"), "text")
+    picture = FORMAT.document(
+        [FORMAT.nothing, ImageSpan(torch.randn(NUM_LATENTS, CHANNELS))], "image"
+    )
     picture.learn[-1] = 0  # not even its end
     for document, idle in ((text, "head."), (picture, "text_")):
         task = LMTask(writer(), LMLossConfig())

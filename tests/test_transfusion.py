@@ -23,7 +23,7 @@ from latentlm_core.models.transfusion import (
 )
 from latentlm_core.runtime import generator
 from latentlm_core.sampling.base import END, SamplerConfig
-from latentlm_core.sampling.pages import PageRequest
+from latentlm_core.sampling.interleaved import ContinuationRequest
 from latentlm_core.sampling.prompts import Prompt
 from latentlm_core.sampling.transfusion import TransfusionEngine
 from latentlm_core.sampling.words import TextSamplerConfig
@@ -287,14 +287,17 @@ def test_it_learns_four_captioned_images_in_both_directions() -> None:
         optimizer.step()
     ours = engine(model, SamplerConfig(num_inference_steps=20))
     drawn = ours.write(
-        [PageRequest(prompt(page(words), draw=True), seed=1, num_images=1) for words in captions]
+        [
+            ContinuationRequest(prompt(page(words), draw=True), seed=1, num_images=1)
+            for words in captions
+        ]
     )
     for number, found in enumerate(drawn):
         distances = torch.stack([(found.pieces[0] - each).square().mean() for each in images])
         assert distances.argmin() == number
         assert distances[number] < 0.05
     told = ours.write(
-        [PageRequest(prompt(page(pixels)), seed=1, num_tokens=6) for pixels in images]
+        [ContinuationRequest(prompt(page(pixels)), seed=1, num_tokens=6) for pixels in images]
     )
     assert [(found.pieces, found.ended_by) for found in told] == [
         ((tuple(words),), END) for words in captions

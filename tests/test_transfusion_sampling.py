@@ -13,7 +13,7 @@ from latentlm_core.layout import MaskRule
 from latentlm_core.models.transfusion import Transfusion
 from latentlm_core.runtime import generator
 from latentlm_core.sampling.base import BOUND, END, Noise, SamplerConfig, draw_noise
-from latentlm_core.sampling.pages import PageRequest
+from latentlm_core.sampling.interleaved import ContinuationRequest
 from latentlm_core.sampling.prompts import Prompt
 from latentlm_core.sampling.spans import SpanRequest
 from latentlm_core.sampling.words import TextSamplerConfig, choose_tokens
@@ -114,7 +114,7 @@ def test_every_image_of_a_page_has_noise_of_its_own_and_sees_those_before() -> N
         len(states), 1
     )
     ours = engine(model)
-    request = PageRequest(prompt(page([1, 2]), draw=True), seed=3, num_images=2)
+    request = ContinuationRequest(prompt(page([1, 2]), draw=True), seed=3, num_images=2)
     first, second = ours.write([request])[0].pieces
     noise = draw_noise([SpanRequest(request.prompt, request.prompt, 2 * NUM_LATENTS, 3)], 3, 0)
     halves = [Noise(half) for half in noise.start.split(NUM_LATENTS, dim=1)]
@@ -126,15 +126,15 @@ def test_every_image_of_a_page_has_noise_of_its_own_and_sees_those_before() -> N
         torch.testing.assert_close(image_found, wanted[0], rtol=1e-5, atol=1e-5)
 
 
-def requests() -> list[PageRequest]:
+def requests() -> list[ContinuationRequest]:
     """Of words alone, of images alone, and of both; of different lengths."""
     first, second, third = builders()
     return [
-        PageRequest(prompt(first(), draw=True), seed=1, num_images=1),
-        PageRequest(prompt(third()), seed=2, num_tokens=5),
-        PageRequest(prompt(second(), draw=True), seed=3, num_tokens=4, num_images=3),
-        PageRequest(prompt(third(), draw=True), seed=4, num_tokens=9, num_images=1),
-        PageRequest(prompt(second()), seed=5, num_tokens=12, num_images=2),
+        ContinuationRequest(prompt(first(), draw=True), seed=1, num_images=1),
+        ContinuationRequest(prompt(third()), seed=2, num_tokens=5),
+        ContinuationRequest(prompt(second(), draw=True), seed=3, num_tokens=4, num_images=3),
+        ContinuationRequest(prompt(third(), draw=True), seed=4, num_tokens=9, num_images=1),
+        ContinuationRequest(prompt(second()), seed=5, num_tokens=12, num_images=2),
     ]
 
 
@@ -168,7 +168,7 @@ def test_greedy_words_are_the_likeliest_by_full_passes() -> None:
     model = tiny()
     model.text_head.weight.data[MARKS.bod] *= 50
     pages_found = engine(model).write(
-        [PageRequest(prompt(each()), seed=0, num_tokens=6) for each in builders()]
+        [ContinuationRequest(prompt(each()), seed=0, num_tokens=6) for each in builders()]
     )
     barred = [MARKS.bos, MARKS.bod, MARKS.eod, MARKS.go_on, MARKS.null]
     written = 0

@@ -1,4 +1,4 @@
-"""Pages on a tiny real path: every kind of prompt, files, resuming, batches, streaming."""
+"""Samples on a tiny real path: every kind of prompt, files, resuming, batches, streaming."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,10 @@ from latentlm_core.data.media import read_image, write_png
 from latentlm_core.errors import ArtifactError
 from latentlm_core.progress import SILENT
 from latentlm_core.sampling import SamplerConfig, TextSamplerConfig
-from latentlm_core.workflows.tasks import page_task
+from latentlm_core.workflows.tasks import interleaved_task
 from latentlm_core.workflows.writing import Writing
 from tests.tiny_latents import Interrupting, content
-from tests.tiny_pages import NUM_LATENTS, ROW_LENGTH, rows_of, write
+from tests.tiny_multimodal import NUM_LATENTS, ROW_LENGTH, rows_of, write
 
 HOT = {"temperature": 1.0, "max_tokens": 12}
 METADATA = "train/metadata.jsonl"
@@ -27,13 +27,13 @@ FILES = ("captions_of", "images")
 
 
 @pytest.fixture(autouse=True)
-def _workspace(pages_home, monkeypatch):
-    monkeypatch.setenv("LATENTLM_HOME", str(pages_home))
+def _workspace(multimodal_home, monkeypatch):
+    monkeypatch.setenv("LATENTLM_HOME", str(multimodal_home))
 
 
 @pytest.fixture
-def shapes(pages_home) -> Path:
-    return pages_home / "shapes/test"
+def shapes(multimodal_home) -> Path:
+    return multimodal_home / "shapes/test"
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -56,7 +56,7 @@ def settings_of(kind: str, shapes: Path, folder: Path) -> dict[str, Any]:
         "caption": lambda: {"captions_of": [shapes / "00.png", shapes / "01.png"], **HOT},
         "ask": lambda: {"question": "which shape?", "images": [shapes / "00.png"], **HOT},
         "text-only": lambda: {"text_only": ["text 1", ""], **HOT},
-        "interleaved": lambda: {"page": page_in(folder), **HOT},
+        "interleaved": lambda: {"interleaved": page_in(folder), **HOT},
         "data": lambda: {"data": str(shapes.parent), "split": "train", "num_samples": 3},
     }[kind]()
 
@@ -299,20 +299,20 @@ def favouring(writing: Writing, mark: int, by: float) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_model_says_when_it_draws_and_a_page_is_never_too_long(
-    pages_home, shapes, tmp_path, model
+    multimodal_home, shapes, tmp_path, model
 ):
-    loaded = load_generator(pages_home / "runs" / model / "export", torch.device("cpu"))
+    loaded = load_generator(multimodal_home / "runs" / model / "export", torch.device("cpu"))
     writing = Writing.of(loaded, None, torch.device("cpu"), SILENT)
     favouring(writing, writing.text.marks.bod, 1000.0)
     (tmp_path / "00.png").write_bytes((shapes / "00.png").read_bytes())
     page = page_in(tmp_path)
     engine = writing.engine(SamplerConfig(num_inference_steps=2), TextSamplerConfig())
-    task = page_task(page, 1000)
+    task = interleaved_task(page, 1000)
     (made,) = writing.write(engine, [task], [0], 0)
     images = [piece for piece in made.pieces if isinstance(piece, torch.Tensor)]
     words = [piece for piece in made.pieces if isinstance(piece, tuple)]
     blank = torch.zeros(NUM_LATENTS, writing.model.config.latent_channels)
-    room = ROW_LENGTH - len(writing._page(task, [blank] * len(task.images)))
+    room = ROW_LENGTH - len(writing._document(task, [blank] * len(task.images)))
     added = sum(map(len, words)) + len(images) * (NUM_LATENTS + 2)
     assert 1 < len(images) <= 8
     assert room - NUM_LATENTS - 2 < added <= room

@@ -1,31 +1,31 @@
-"""A mix of the shapes and texts of ``tiny_pages``, its parts, and what their documents say."""
+"""A mix of the shapes and texts of ``tiny_multimodal``, its parts, and what their documents say."""
 
 from pathlib import Path
 from typing import Any
 
+from latentlm_core.data.document_format import DocumentFormat
 from latentlm_core.data.documents import Document
-from latentlm_core.data.mix_parts import Directions, Gallery, PairPart, Part
+from latentlm_core.data.mix_parts import CaptionedImages, Directions, PairPart, Part
 from latentlm_core.data.mixture import Mixture, MultimodalDataConfig
-from latentlm_core.data.pages import Pages
 from latentlm_core.data.shards import LatentSet
 from latentlm_core.layout import Kind
 from latentlm_core.progress import SILENT
 from latentlm_core.runtime import generator
 from latentlm_core.tokenizers.text import TextConfig, TextTokenizer
-from latentlm_core.workflows.training_data import Library, TrainingData
-from tests.tiny_pages import ROW_LENGTH, mix_of
+from latentlm_core.workflows.training_data import OpenedMix, TrainingData
+from tests.tiny_multimodal import ROW_LENGTH, mix_of
 
 TEXT = TextTokenizer(TextConfig())
 MARKS = TEXT.marks
 CHANNELS = 3
-PAGES = Pages(TEXT, CHANNELS)
+FORMAT = DocumentFormat(TEXT, CHANNELS)
 CONFIG = MultimodalDataConfig(batch_elements=512, row_length=ROW_LENGTH, held_out=0.2)
 EVEN = Directions(draw=1.0, describe=1.0, ask=1.0)
 
 
-def gallery_of(home: Path) -> Gallery:
+def captioned_of(home: Path) -> CaptionedImages:
     latents = LatentSet.open(home / "latents/shapes")
-    return Gallery(latents, latents.manifest.stats(latents.posterior))
+    return CaptionedImages(latents, latents.manifest.stats(latents.posterior))
 
 
 def mixture(
@@ -33,10 +33,10 @@ def mixture(
 ) -> Mixture:
     data = TrainingData.open(spec or mix_of(home), True, SILENT)
     config = CONFIG.model_copy(update=changes)
-    return Library(data, config, seed).mixture(CHANNELS, ahead)
+    return OpenedMix(data, config, seed).mixture(CHANNELS, ahead)
 
 
-def pairs(gallery: Gallery, seed: int = 0, **changes: Any) -> PairPart:
+def pairs(captioned: CaptionedImages, seed: int = 0, **changes: Any) -> PairPart:
     settings: dict[str, Any] = {
         "directions": EVEN,
         "max_questions": 1,
@@ -45,7 +45,7 @@ def pairs(gallery: Gallery, seed: int = 0, **changes: Any) -> PairPart:
         "held_out": 0.2,
         "seed": seed,
     }
-    return PairPart(gallery, PAGES, **(settings | changes))
+    return PairPart(captioned, FORMAT, **(settings | changes))
 
 
 def drawn(part: Part, count: int, seed: int = 0) -> list[Document]:

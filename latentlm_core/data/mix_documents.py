@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from latentlm_core.data.document_format import DocumentFormat, ImageSpan, TextSpan
 from latentlm_core.data.documents import Document
-from latentlm_core.data.mix_parts import Gallery
+from latentlm_core.data.mix_parts import CaptionedImages
 from latentlm_core.data.order import EpochOrder
-from latentlm_core.data.pages import Pages, Picture, Words
 from latentlm_core.data.shards import LatentSet
 from latentlm_core.errors import DataError
 
@@ -20,8 +20,8 @@ class FilePart:
     Args:
         name: of the file.
         rows: as ``read_documents`` gives them.
-        gallery: the images.
-        pages: how documents are written.
+        captioned: the images.
+        document_format: how documents are written.
         held_out: share of the documents; other parts may train on their images.
         seed: of the run.
     """
@@ -30,13 +30,13 @@ class FilePart:
         self,
         name: str,
         rows: Sequence[Sequence[str | int]],
-        gallery: Gallery,
-        pages: Pages,
+        captioned: CaptionedImages,
+        document_format: DocumentFormat,
         held_out: float,
         seed: int,
     ) -> None:
         self.name = name
-        self._gallery, self._pages, self._rows = gallery, pages, rows
+        self._captioned, self._format, self._rows = captioned, document_format, rows
         self._order = EpochOrder(len(self._rows), held_out, seed, 1, self.name)
 
     def document(self, place: int, source: torch.Generator) -> Document:
@@ -48,14 +48,16 @@ class FilePart:
         return (self._write(number, source) for number in self._order.held_out.tolist())
 
     def _write(self, number: int, source: torch.Generator) -> Document:
-        pieces: list[Words | Picture] = []
+        pieces: list[TextSpan | ImageSpan] = []
         for piece in self._rows[number]:
             if isinstance(piece, str):
-                pieces.append(Words(self._pages.text.encode(piece)))
+                pieces.append(TextSpan(self._format.text.encode(piece)))
             else:
-                record = self._gallery.record(piece, source)
-                pieces.append(Picture(self._gallery.picture(record, source), learn=bool(pieces)))
-        return self._pages.document(pieces, f"{self.name}:{number + 1}")
+                record = self._captioned.record(piece, source)
+                pieces.append(
+                    ImageSpan(self._captioned.picture(record, source), learn=bool(pieces))
+                )
+        return self._format.document(pieces, f"{self.name}:{number + 1}")
 
 
 def read_documents(path: Path, latents: LatentSet) -> list[list[str | int]]:

@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from latentlm_core.config import Config
+from latentlm_core.data.document_format import DocumentFormat, ImageSpan, TextSpan
 from latentlm_core.data.documents import Document
 from latentlm_core.data.order import EpochOrder
-from latentlm_core.data.pages import Pages, Picture, Words
 from latentlm_core.data.shards import LatentRecord, LatentSet
 from latentlm_core.data.texts import EndlessTexts
 from latentlm_core.errors import DataError
@@ -65,14 +65,18 @@ class TextPart:
 
     Args:
         texts: the data set.
-        pages: how documents are written.
+        document_format: how documents are written.
         row_length: elements of a document at most; of a longer text a stretch is drawn.
     """
 
-    def __init__(self, texts: EndlessTexts, pages: Pages, row_length: int) -> None:
+    def __init__(
+        self, texts: EndlessTexts, document_format: DocumentFormat, row_length: int
+    ) -> None:
         self.name = texts.name
-        self._texts, self._pages, self._row_length = texts, pages, row_length
-        self._ids = lru_cache(maxsize=NUM_KEPT)(lambda text: array("i", pages.text_ids(text)))
+        self._texts, self._format, self._row_length = texts, document_format, row_length
+        self._ids = lru_cache(maxsize=NUM_KEPT)(
+            lambda text: array("i", document_format.text_ids(text))
+        )
 
     def document(self, place: int, source: torch.Generator) -> Document:
         """See ``Part``."""
@@ -80,15 +84,15 @@ class TextPart:
         ids = self._ids(text)
         spare = max(len(ids) - self._row_length, 0)
         start = int(torch.randint(spare + 1, (), generator=source))
-        return self._pages.stretch(ids[start : start + self._row_length], key)
+        return self._format.stretch(ids[start : start + self._row_length], key)
 
     def held_out(self, source: torch.Generator) -> Iterator[Document]:
         """Every stretch of the texts that are held out."""
         for text, key in self._texts.held_out:
-            yield from self._pages.stretches(text, key, self._row_length)
+            yield from self._format.stretches(text, key, self._row_length)
 
 
-class Gallery:
+class CaptionedImages:
     """Images of a latent set, with their words.
 
     Args:
@@ -132,8 +136,8 @@ class PairPart:
     An image without words for any of them is drawn as one whose caption was dropped.
 
     Args:
-        gallery: the images.
-        pages: how documents are written.
+        captioned: the images.
+        document_format: how documents are written.
         directions: how often which.
         max_questions: of a document, in an order that is drawn anew.
         condition_drop: share of the images to draw whose caption is dropped.
@@ -147,8 +151,8 @@ class PairPart:
 
     def __init__(
         self,
-        gallery: Gallery,
-        pages: Pages,
+        captioned: CaptionedImages,
+        document_format: DocumentFormat,
         directions: Directions,
         *,
         max_questions: int,
@@ -157,17 +161,17 @@ class PairPart:
         held_out: float,
         seed: int,
     ) -> None:
-        self.name = gallery.name
-        self._gallery, self._pages, self._directions = gallery, pages, directions
+        self.name = captioned.name
+        self._captioned, self._format, self._directions = captioned, document_format, directions
         self._max_questions = max_questions
         self._condition_drop, self._learn_leading = condition_drop, learn_leading
-        self._order = EpochOrder(len(gallery), held_out, seed, 1, gallery.name)
-        self._encode = lru_cache(maxsize=1 << 16)(pages.text.encode)
+        self._order = EpochOrder(len(captioned), held_out, seed, 1, captioned.name)
+        self._encode = lru_cache(maxsize=1 << 16)(document_format.text.encode)
         self._check()
 
     def document(self, place: int, source: torch.Generator) -> Document:
         """See ``Part``."""
-        record = self._gallery.record(self._order[place], source)
+        record = self._captioned.record(self._order[place], source)
         chances = self._chances(record)
         if not chances.any():
             return self._draw(record, None, source)
@@ -177,7 +181,7 @@ class PairPart:
     def held_out(self, source: torch.Generator) -> Iterator[Document]:
         """Each image in every direction that is trained."""
         for index in self._order.held_out.tolist():
-            record = self._gallery.latents.read_one(index)
+            record = self._captioned.latents.read_one(index)
             for direction in self._chances(record).nonzero()[:, 0].tolist():
                 yield self._in_direction(direction, record, source, condition_drop=0.0)
 
@@ -187,23 +191,23 @@ class PairPart:
         if direction == ASK:
             order = torch.randperm(len(record.questions), generator=source)
             asked = [record.questions[place] for place in order[: self._max_questions].tolist()]
-            return self._describe(record, self._pages.answered(asked), source)
+            return self._describe(record, self._format.answered(asked), source)
         caption = _any_of(captions_of(record.caption), source)
         if direction == DESCRIBE:
-            return self._describe(record, [Words(self._encode(caption))], source)
+            return self._describe(record, [TextSpan(self._encode(caption))], source)
         is_dropped = bool(torch.rand((), generator=source) < condition_drop)
         return self._draw(record, None if is_dropped else caption, source)
 
     def _draw(self, record: LatentRecord, caption: str | None, source: torch.Generator) -> Document:
-        words = self._pages.nothing if caption is None else Words(self._encode(caption))
-        picture = Picture(self._gallery.picture(record, source))
-        return self._pages.document([words, picture], record.key)
+        words = self._format.nothing if caption is None else TextSpan(self._encode(caption))
+        picture = ImageSpan(self._captioned.picture(record, source))
+        return self._format.document([words, picture], record.key)
 
     def _describe(
-        self, record: LatentRecord, words: Sequence[Words], source: torch.Generator
+        self, record: LatentRecord, words: Sequence[TextSpan], source: torch.Generator
     ) -> Document:
-        picture = Picture(self._gallery.picture(record, source), learn=self._learn_leading)
-        return self._pages.document([picture, *words], record.key)
+        picture = ImageSpan(self._captioned.picture(record, source), learn=self._learn_leading)
+        return self._format.document([picture, *words], record.key)
 
     def _chances(self, record: LatentRecord) -> Tensor:
         """Weights of drawing, describing and asking, zero where an example has no words for it."""
@@ -218,7 +222,7 @@ class PairPart:
         )
 
     def _check(self) -> None:
-        if not any(self._chances(record).any() for record in self._gallery.some()):
+        if not any(self._chances(record).any() for record in self._captioned.some()):
             raise DataError(
                 f"{self.name} has no captions and no questions for the directions that are wanted.",
                 hint=_CAPTIONS,
@@ -229,8 +233,8 @@ class ComposedPart:
     """Interleaved documents: captions with their images, several in a row.
 
     Args:
-        gallery: the images.
-        pages: how documents are written.
+        captioned: the images.
+        document_format: how documents are written.
         max_images: of a document; it has at least two.
         held_out: share of the images.
         seed: of the run.
@@ -240,14 +244,19 @@ class ComposedPart:
     """
 
     def __init__(
-        self, gallery: Gallery, pages: Pages, max_images: int, held_out: float, seed: int
+        self,
+        captioned: CaptionedImages,
+        document_format: DocumentFormat,
+        max_images: int,
+        held_out: float,
+        seed: int,
     ) -> None:
-        self.name = f"interleaved:{gallery.name}"
-        self._gallery, self._pages, self._max_images = gallery, pages, max_images
-        self._order = EpochOrder(len(gallery), held_out, seed, 1, gallery.name)
-        if not any(captions_of(record.caption) for record in gallery.some()):
+        self.name = f"interleaved:{captioned.name}"
+        self._captioned, self._format, self._max_images = captioned, document_format, max_images
+        self._order = EpochOrder(len(captioned), held_out, seed, 1, captioned.name)
+        if not any(captions_of(record.caption) for record in captioned.some()):
             raise DataError(
-                f"{gallery.name} has no captions to compose documents of.", hint=_CAPTIONS
+                f"{captioned.name} has no captions to compose documents of.", hint=_CAPTIONS
             )
 
     def document(self, place: int, source: torch.Generator) -> Document:
@@ -266,16 +275,16 @@ class ComposedPart:
         return int(torch.randint(2, self._max_images + 1, (), generator=source))
 
     def _compose(self, indices: Iterable[int], source: torch.Generator) -> Document:
-        pieces: list[Words | Picture] = []
+        pieces: list[TextSpan | ImageSpan] = []
         keys = []
         for index in indices:
-            record = self._gallery.record(index, source)
+            record = self._captioned.record(index, source)
             captions = captions_of(record.caption)
             if captions:
-                pieces.append(Words(self._pages.text.encode(_any_of(captions, source))))
-            pieces.append(Picture(self._gallery.picture(record, source), learn=bool(captions)))
+                pieces.append(TextSpan(self._format.text.encode(_any_of(captions, source))))
+            pieces.append(ImageSpan(self._captioned.picture(record, source), learn=bool(captions)))
             keys.append(record.key)
-        return self._pages.document(pieces, "+".join(keys))
+        return self._format.document(pieces, "+".join(keys))
 
 
 def captions_of(caption: str | None) -> list[str]:

@@ -109,7 +109,7 @@ MULTIMODAL_LM_RECIPES: Mapping[str, LMRecipe] = {
     "transfusion-coloured-digits": _small_run(
         TransfusionSize(backbone=_SMALL_BACKBONE, head_layers=2)
     ),
-    "pages-tiny": LMRecipe(
+    "multimodal-tiny": LMRecipe(
         model=LatentLMSize(
             backbone=TransformerConfig(
                 hidden_size=128, num_layers=2, num_heads=2, intermediate_size=256

@@ -2,7 +2,7 @@
 
 latent_lm    a known number of latents, one after the other
 spans        latents until the model says that they end
-pages        words, and images where the model or the prompt lets one begin
+interleaved  words, and images where the model or the prompt lets one begin
 transfusion  words, and all latents of an image at once
 dit          all latents of an image at once
 """
@@ -12,24 +12,28 @@ from latentlm_core.models.dit import DiT
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.models.transfusion import Transfusion
 from latentlm_core.sampling.base import Engine, Noise, Request, SamplerConfig, draw_noise
+from latentlm_core.sampling.continuation import (
+    Continuation,
+    ContinuationListener,
+    ContinuationRequest,
+)
 from latentlm_core.sampling.dit import DiTEngine
+from latentlm_core.sampling.interleaved import InterleavedEngine
 from latentlm_core.sampling.latent_lm import LatentLMEngine
-from latentlm_core.sampling.page_requests import Page, PageListener, PageRequest
-from latentlm_core.sampling.pages import PageEngine
 from latentlm_core.sampling.prompts import Prompt
 from latentlm_core.sampling.spans import Span, SpanEngine, SpanRequest
 from latentlm_core.sampling.transfusion import TransfusionEngine
 from latentlm_core.sampling.words import TextSamplerConfig
 
 __all__ = [
+    "Continuation",
+    "ContinuationListener",
+    "ContinuationRequest",
     "DiTEngine",
     "Engine",
+    "InterleavedEngine",
     "LatentLMEngine",
     "Noise",
-    "Page",
-    "PageEngine",
-    "PageListener",
-    "PageRequest",
     "Prompt",
     "Request",
     "SamplerConfig",

@@ -1,10 +1,10 @@
-"""Words and images with a Transfusion: requests and results are those of ``PageEngine``.
+"""Words and images with a Transfusion: requests and results are those of ``InterleavedEngine``.
 
 All latents of an image are denoised together. At each solver step the whole noisy image is fed
 after what stands before it, free among itself, and then forgotten again; the image that comes out
-is fed once, clean, and stays. Pages are made in turns: those at an image draw it, then those among
-words write until they end or begin an image. Each turn reads its pages anew, padded on the left:
-a baseline needs no cache that lasts, and so every row of a batch does the same.
+is fed once, clean, and stays. Documents go on in turns: those at an image draw it, then those among
+words write until they end or begin an image. Each turn reads its documents anew, padded on the
+left: a baseline needs no cache that lasts, and so every row of a batch does the same.
 
 Guidance: the unconditional branch of an image is ``bos null bod`` and the image alone.
 
@@ -25,15 +25,20 @@ from latentlm_core.models.transfusion import Transfusion
 from latentlm_core.nn.attention import KVCache
 from latentlm_core.runtime import evaluating
 from latentlm_core.sampling.base import BOUND, END, Draws, Noise, SamplerConfig, draw_noise
-from latentlm_core.sampling.page_requests import Page, PageDraft, PageListener, PageRequest
+from latentlm_core.sampling.continuation import (
+    Continuation,
+    ContinuationDraft,
+    ContinuationListener,
+    ContinuationRequest,
+)
 from latentlm_core.sampling.prompts import Prompt, token_prompt
 from latentlm_core.sampling.words import TextSamplerConfig, choose_tokens
 from latentlm_core.tokenizers.text import Marks
 
 
 @dataclass(slots=True, kw_only=True)
-class _Draft(PageDraft):
-    """A page that is being made: ``prompt`` is all that stands there by now."""
+class _Draft(ContinuationDraft):
+    """A document that is being made: ``prompt`` is all that stands there by now."""
 
     prompt: Prompt
 
@@ -70,16 +75,16 @@ class TransfusionEngine:
             *self._times, self._clean = model.timestep_embedding(times)
 
     def write(
-        self, requests: Sequence[PageRequest], listener: PageListener | None = None
-    ) -> list[Page]:
-        """Go on with every page until it ends.
+        self, requests: Sequence[ContinuationRequest], listener: ContinuationListener | None = None
+    ) -> list[Continuation]:
+        """Go on with every document until it ends.
 
         Args:
             requests: of any lengths, each with something to write or to draw.
             listener: hears each token and each image as it is made.
 
         Returns:
-            a page for each request, on the host.
+            a document for each request, on the host.
         """
         config, tell = self.model.config, listener or (lambda index, made: None)
         sizes = [Draws(config.num_latents * one.num_images, one.seed) for one in requests]
@@ -100,7 +105,7 @@ class TransfusionEngine:
                     self._draw(drawing, noise, tell)
                 else:
                     self._write(live, tell)
-        return [Page(tuple(draft.pieces), draft.ended_by) for draft in drafts]
+        return [Continuation(tuple(draft.pieces), draft.ended_by) for draft in drafts]
 
     def draw_images(
         self, prompts: Sequence[Prompt], unconditional: Sequence[Prompt], noise: Noise
@@ -174,7 +179,7 @@ class TransfusionEngine:
         cache.shift = layout.position[:, -1] + 1 - cache.length
         return states[:, -1], cache
 
-    def _draw(self, drafts: Sequence[_Draft], noise: Noise, tell: PageListener) -> None:
+    def _draw(self, drafts: Sequence[_Draft], noise: Noise, tell: ContinuationListener) -> None:
         """The next image of every draft."""
         length, channels = self.model.config.num_latents, self.model.config.latent_channels
         free = token_prompt([self.marks.bos, self.marks.null, self.marks.bod], channels)
@@ -195,7 +200,7 @@ class TransfusionEngine:
             else:
                 draft.ended_by = END
 
-    def _write(self, drafts: Sequence[_Draft], tell: PageListener) -> None:
+    def _write(self, drafts: Sequence[_Draft], tell: ContinuationListener) -> None:
         """Words of every draft, until it ends or an image begins."""
         words: dict[int, list[int]] = {draft.index: [] for draft in drafts}
         more = max(draft.request.num_tokens - draft.num_tokens for draft in drafts)

@@ -37,8 +37,9 @@ def evaluate_perplexity(
 ) -> Result:
     """Measure perplexity per token, and bits per byte, which compare between tokenizers.
 
-    A document longer than the model's pages is read in stretches of that length; each begins where
-    the one before ends, so every token is predicted once, those at a beginning with less context.
+    A document longer than those that the model has seen is read in stretches of that length; each
+    begins where the one before ends, so every token is predicted once, those at a beginning with
+    less context.
 
     Args:
         data: a set of texts, as ``data.texts`` opens it; ``text:`` in front of it is left off.
@@ -63,7 +64,7 @@ def evaluate_perplexity(
     stretches = [
         (number, stretch)
         for number, item in enumerate(items)
-        for stretch in writing.pages.stretches(item.text, item.key, writing.max_length)
+        for stretch in writing.format.stretches(item.text, item.key, writing.max_length)
     ]
     nats, tokens = [0.0] * len(items), [0] * len(items)
     with progress.bar("reading", len(stretches), "stretches") as bar, evaluating(writing.model):

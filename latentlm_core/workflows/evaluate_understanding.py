@@ -29,10 +29,10 @@ MAX_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A page to be judged: what is asked of an image, and what people said.
+    """A document to be judged: what is asked of an image, and what people said.
 
     Attributes:
-        task: the page.
+        task: the document.
         key: of the image.
         question: None of a caption.
         references: captions of the image, or answers to the question.
@@ -169,8 +169,8 @@ class _Judge:
             for start in range(0, len(asked), batch_size):
                 batch = [one.task for one in asked[start : start + batch_size]]
                 indices = range(start, start + len(batch))
-                for page in writing.write(engine, batch, indices, self._seed):
-                    words = [piece for piece in page.pieces if isinstance(piece, tuple)]
+                for continuation in writing.write(engine, batch, indices, self._seed):
+                    words = [piece for piece in continuation.pieces if isinstance(piece, tuple)]
                     said.append("".join(map(writing.text.decode, words)).strip())
                 bar.advance(len(batch))
         return said
@@ -183,7 +183,7 @@ class _Judge:
         out: Path | None,
         more: dict[str, Any] | None = None,
     ) -> Result:
-        """Write the report and, beside it, a row for each page."""
+        """Write the report and, beside it, a row for each image or question."""
         details = {
             "metric": metric,
             "data": self._data,

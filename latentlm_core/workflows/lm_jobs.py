@@ -20,7 +20,7 @@ from latentlm_core.models.latent_lm import LatentLMConfig, LatentLMSize
 from latentlm_core.models.transfusion import TransfusionConfig, TransfusionSize
 from latentlm_core.recipes import LMRecipe
 from latentlm_core.tokenizers.text import TextTokenizer, make_tokenizer
-from latentlm_core.workflows.training_data import Library, TrainingData
+from latentlm_core.workflows.training_data import OpenedMix, TrainingData
 
 
 def make_job(
@@ -160,7 +160,7 @@ class MultimodalJob:
                 f"{latents.manifest.name} holds speech, and this recipe is of images."
             )
         self._data, self._config = data, config
-        library = Library(data, batches, config.trainer.seed)
+        library = OpenedMix(data, batches, config.trainer.seed)
         channels = 1 if latents is None else latents.manifest.latent_channels
         self.text = library.text
         self.stream = library.mixture(channels, read_ahead)

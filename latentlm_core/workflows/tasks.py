@@ -1,4 +1,4 @@
-"""What a user asks of a model of text and images, as pages to go on with."""
+"""What a user asks of a model of text and images, as documents to go on with."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from latentlm_core.workflows.writing import Question, Task
 MAX_TOKENS = 256
 """Tokens that are written at most where the user says nothing."""
 MAX_IMAGES = 8
-"""Images that are drawn in an interleaved page at most where the user says nothing."""
+"""Images that are drawn in an interleaved document at most where the user says nothing."""
 MAX_SHOWN = 40
 """Characters of a prompt that a message shows."""
 
@@ -26,7 +26,7 @@ def asked_tasks(
     question: str | None,
     images: Sequence[Path],
     text_only: Sequence[str],
-    page: Path | None,
+    interleaved: Path | None,
     data: str | None,
     max_tokens: int,
 ) -> list[Task]:
@@ -38,7 +38,7 @@ def asked_tasks(
         question: about each of ``images``.
         images: image files that the question is about.
         text_only: texts to go on with.
-        page: a JSON file of words and images to go on with.
+        interleaved: a JSON file of words and images to go on with.
         data: a data set whose captions are asked for instead.
         max_tokens: of each task that writes.
 
@@ -51,7 +51,7 @@ def asked_tasks(
         "--caption": bool(captions_of),
         "--ask": question is not None or bool(images),
         "--text-only": bool(text_only),
-        "--interleaved": page is not None,
+        "--interleaved": interleaved is not None,
         "--data": data is not None,
     }
     given = [option for option, is_given in kinds.items() if is_given]
@@ -67,7 +67,7 @@ def asked_tasks(
         *(describe_task(path, max_tokens) for path in captions_of),
         *(ask_task(path, question or "", max_tokens) for path in images),
         *(text_task(text, max_tokens) for text in text_only),
-        *([] if page is None else [page_task(page, max_tokens)]),
+        *([] if interleaved is None else [interleaved_task(interleaved, max_tokens)]),
     ]
 
 
@@ -96,8 +96,8 @@ def text_task(text: str, max_tokens: int) -> Task:
     return Task(pieces, f"The text {_short(text)!r}", text, num_tokens=max_tokens)
 
 
-def page_task(path: Path, max_tokens: int) -> Task:
-    """A page out of a JSON file: ``["words", {"image": "FILE"}, {"question": "..."}, ...]``.
+def interleaved_task(path: Path, max_tokens: int) -> Task:
+    """A document out of a JSON file: ``["words", {"image": "FILE"}, {"question": "..."}, ...]``.
 
     Paths of images are relative to the file's folder.
 
@@ -139,7 +139,7 @@ class CaptionTasks(Sequence[Task]):
         return draw_task(captions[0])
 
 
-_FORM = 'A page is like ["words", {"image": "a.png"}, {"question": "what is it?"}].'
+_FORM = 'A document is like ["words", {"image": "a.png"}, {"question": "what is it?"}].'
 
 
 def _piece(piece: object, path: Path, number: int) -> str | Question | Image:

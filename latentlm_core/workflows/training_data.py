@@ -6,17 +6,17 @@ from itertools import count
 from pathlib import Path
 from typing import Self
 
+from latentlm_core.data.document_format import DocumentFormat
 from latentlm_core.data.manifest import LatentSums
 from latentlm_core.data.mix_documents import FilePart, read_documents
 from latentlm_core.data.mix_parts import (
+    CaptionedImages,
     ComposedPart,
-    Gallery,
     PairPart,
     Part,
     TextPart,
 )
 from latentlm_core.data.mixture import Mixture, MultimodalDataConfig, PartSpec, is_mix, parse_mix
-from latentlm_core.data.pages import Pages
 from latentlm_core.data.shards import LatentSet
 from latentlm_core.data.texts import EndlessTexts, open_endless_texts
 from latentlm_core.errors import ConfigError, DataError
@@ -97,7 +97,7 @@ class TrainingData:
         return f"text:{self.parts[0].source}"
 
 
-class Library:
+class OpenedMix:
     """The sets and texts of a mix, opened, and the batches that they make.
 
     Args:
@@ -112,8 +112,8 @@ class Library:
     def __init__(self, data: TrainingData, config: MultimodalDataConfig, seed: int) -> None:
         self._data, self._config, self._seed = data, config, seed
         self.stats = _stats(data, config.per_channel_stats)
-        self._galleries = {
-            name: Gallery(latents, self.stats) for name, latents in data.sets.items()
+        self._captioned_sets = {
+            name: CaptionedImages(latents, self.stats) for name, latents in data.sets.items()
         }
         self._texts: dict[str, EndlessTexts] = {
             part.source: open_endless_texts(part.source, seed, config.held_out)
@@ -124,9 +124,9 @@ class Library:
 
     def mixture(self, latent_channels: int, read_ahead: int) -> Mixture:
         """The batches."""
-        pages = Pages(self.text, latent_channels)
+        document_format = DocumentFormat(self.text, latent_channels)
         return Mixture(
-            [self._part(spec, pages) for spec in self._data.parts],
+            [self._part(spec, document_format) for spec in self._data.parts],
             [spec.weight for spec in self._data.parts],
             self.stats,
             self._config,
@@ -134,19 +134,21 @@ class Library:
             read_ahead,
         )
 
-    def _part(self, spec: PartSpec, pages: Pages) -> Part:
+    def _part(self, spec: PartSpec, document_format: DocumentFormat) -> Part:
         config, seed = self._config, self._seed
         if spec.kind == "text":
-            return TextPart(self._texts[spec.source], pages, config.row_length)
-        gallery = self._galleries[spec.source]
+            return TextPart(self._texts[spec.source], document_format, config.row_length)
+        captioned = self._captioned_sets[spec.source]
         if spec.documents is not None:
-            rows = read_documents(Path(spec.documents), gallery.latents)
-            return FilePart(spec.documents, rows, gallery, pages, config.held_out, seed)
+            rows = read_documents(Path(spec.documents), captioned.latents)
+            return FilePart(spec.documents, rows, captioned, document_format, config.held_out, seed)
         if spec.kind == "interleaved":
-            return ComposedPart(gallery, pages, config.max_images, config.held_out, seed)
+            return ComposedPart(
+                captioned, document_format, config.max_images, config.held_out, seed
+            )
         return PairPart(
-            gallery,
-            pages,
+            captioned,
+            document_format,
             config.directions,
             max_questions=config.max_questions,
             condition_drop=config.condition_drop,
@@ -157,8 +159,8 @@ class Library:
 
     def _corpus(self) -> Iterator[str]:
         """What a text tokenizer is trained on."""
-        for gallery in self._galleries.values():
-            yield from _bounded(gallery.corpus())
+        for captioned in self._captioned_sets.values():
+            yield from _bounded(captioned.corpus())
         for texts in self._texts.values():
             yield from _bounded(_each_once(texts))
 

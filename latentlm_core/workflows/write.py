@@ -1,6 +1,6 @@
-"""``latentlm sample --prompt`` and its like: a model of text and images => pages.
+"""``latentlm sample --prompt`` and its like: a model of text and images => documents.
 
-A page is decided by (seed, its index) and its prompt: its files are the same whatever the batch
+A document is decided by (seed, its index) and its prompt: its files are the same whatever the batch
 size. A folder remembers its settings, so the same command goes on where it was interrupted and
 another one is refused.
 """
@@ -20,8 +20,8 @@ from latentlm_core.files import locked
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
 from latentlm_core.runtime import derive_seed, resolve_device
-from latentlm_core.sampling import Page, PageListener, TextSamplerConfig
-from latentlm_core.workflows.page_folder import PageFolder
+from latentlm_core.sampling import Continuation, ContinuationListener, TextSamplerConfig
+from latentlm_core.workflows.continuation_folder import ContinuationFolder
 from latentlm_core.workflows.sample import run_name_of, sampler_config
 from latentlm_core.workflows.tasks import MAX_TOKENS, CaptionTasks, asked_tasks
 from latentlm_core.workflows.workspace import find_export, slug, workspace
@@ -32,7 +32,7 @@ TextSink = Callable[[str], None]
 MAX_NAME = 40
 """Characters of a prompt that the name of a folder has."""
 NUM_SHOWN = 8
-"""Pages whose text the result shows."""
+"""Samples whose text the result shows."""
 
 
 def write(
@@ -43,7 +43,7 @@ def write(
     question: str | None = None,
     images: Sequence[Path] = (),
     text_only: Sequence[str] = (),
-    page: Path | None = None,
+    interleaved: Path | None = None,
     data: str | None = None,
     split: str = "test",
     num_samples: int | None = None,
@@ -62,7 +62,7 @@ def write(
     sink: TextSink | None = None,
     progress: Progress = SILENT,
 ) -> Result:
-    """Draw images of prompts, describe images, answer questions, go on with texts and pages.
+    """Draw images of prompts, describe images, answer questions, go on with texts and documents.
 
     Args:
         model: run, export or hub id of a model of text and images; by default the newest.
@@ -71,24 +71,24 @@ def write(
         question: about each of ``images``.
         images: image files that the question is about.
         text_only: what to go on with, without images.
-        page: a JSON file of words and images to go on with; the model says when it draws.
+        interleaved: a JSON file of words and images to go on with; the model says when it draws.
         data: a data set whose captions are drawn.
         split: of ``data``, train or test.
         num_samples: of each prompt, all of them in turn, 1 if left out; of the captions of
             ``data``, all if left out.
-        max_tokens: tokens of a page at most.
-        seed: of the whole; each page's own seed follows from it and the page's index.
+        max_tokens: tokens of a document at most.
+        seed: of the whole; each document's own seed follows from it and the document's index.
         guidance_scale: of images; by default the model's own, as with the next two.
         num_inference_steps: solver steps per latent.
         solver: dpmsolver++ or ddpm.
         temperature: of words; 0 takes the likeliest.
         top_p: only the likeliest words that make up this share.
         out: folder; by default ``samples/`` and a name made of these settings.
-        batch_size: pages made at once.
+        batch_size: documents made at once.
         vae: another tokenizer with the same weights than the one in the model's export.
         device: auto, cpu, cuda, ...
         dry_run: only tell what would happen.
-        sink: takes the text of a single page while it is written, and a line's end.
+        sink: takes the text of a single document while it is written, and a line's end.
         progress: listener.
 
     Returns:
@@ -103,7 +103,7 @@ def write(
         question=question,
         images=images,
         text_only=text_only,
-        page=page,
+        interleaved=interleaved,
         data=data,
         max_tokens=max_tokens,
     )
@@ -133,7 +133,7 @@ def write(
     }
     label = slug(data) if data else asked[0].label
     name = _folder_name(run_name_of(model, loaded), label, settings)
-    folder = PageFolder(out or workspace() / "samples" / name, settings)
+    folder = ContinuationFolder(out or workspace() / "samples" / name, settings)
     figures: dict[str, Any] = {
         "samples": len(tasks),
         "model": str(loaded.folder),
@@ -143,16 +143,16 @@ def write(
     }
     files = {"samples": str(folder.path)}
     if dry_run:
-        return Result("Plan of pages", figures, files, settings)
+        return Result("Plan of samples", figures, files, settings)
     with locked(folder.path):
         folder.claim()
         _write_missing(folder, writing, engine, tasks, seed, batch_size, sink, progress)
         files |= folder.finish()
-    pages = folder.pages()[: min(len(tasks), NUM_SHOWN)]
-    written = {str(page["index"]): page["text"] for page in pages if page["text"]}
+    rows = folder.rows()[: min(len(tasks), NUM_SHOWN)]
+    written = {str(row["index"]): row["text"] for row in rows if row["text"]}
     if written:
         figures["text"] = written["0"] if len(tasks) == 1 else written
-    return Result("Pages made", figures, files, settings)
+    return Result("Samples made", figures, files, settings)
 
 
 def _folder_name(run: str, label: str, settings: dict[str, Any]) -> str:
@@ -162,7 +162,7 @@ def _folder_name(run: str, label: str, settings: dict[str, Any]) -> str:
 
 
 def _write_missing(
-    folder: PageFolder,
+    folder: ContinuationFolder,
     writing: Writing,
     engine: Engine,
     tasks: Sequence[Task],
@@ -176,30 +176,30 @@ def _write_missing(
     heard = sink if len(tasks) == 1 and tasks[0].num_tokens else None
     listener = heard and _streaming(writing, heard)
     told = SILENT if heard else progress  # a bar would run through the text
-    with told.bar("writing", len(tasks), "pages", len(tasks) - len(missing)) as bar:
+    with told.bar("writing", len(tasks), "samples", len(tasks) - len(missing)) as bar:
         for start in range(0, len(missing), batch_size):
             indices = missing[start : start + batch_size]
             wanted = [tasks[index] for index in indices]
-            pages = writing.write(engine, wanted, indices, seed, listener)
+            continuations = writing.write(engine, wanted, indices, seed, listener)
             if heard:
                 heard("\n")
-            for index, task, page in zip(indices, wanted, pages, strict=True):
-                pieces = _readable(writing, page)
+            for index, task, made in zip(indices, wanted, continuations, strict=True):
+                pieces = _readable(writing, made)
                 own = derive_seed(seed, "sample", index)
-                folder.add(index, _prompt(task), pieces, page.ended_by, own)
+                folder.add(index, _prompt(task), pieces, made.ended_by, own)
             bar.advance(len(indices))
 
 
-def _readable(writing: Writing, page: Page) -> list[str | Image]:
-    """The pieces of a page as text and images."""
-    images = iter(writing.show([piece for piece in page.pieces if isinstance(piece, Tensor)]))
+def _readable(writing: Writing, made: Continuation) -> list[str | Image]:
+    """The pieces of a document as text and images."""
+    images = iter(writing.show([piece for piece in made.pieces if isinstance(piece, Tensor)]))
     return [
         next(images) if isinstance(piece, Tensor) else writing.text.decode(piece)
-        for piece in page.pieces
+        for piece in made.pieces
     ]
 
 
-def _streaming(writing: Writing, sink: TextSink) -> PageListener:
+def _streaming(writing: Writing, sink: TextSink) -> ContinuationListener:
     """A listener that hands text on as soon as its characters are whole."""
     ids: list[int] = []
     told = 0

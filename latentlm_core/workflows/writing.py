@@ -1,4 +1,4 @@
-"""From the export of a model of text and images to pages: prompts, requests, words, images.
+"""From the export of a model of text and images to documents: prompts, requests, words, images.
 
 Axes: T latents of an image, C latent channels, S image size.
 """
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from latentlm_core.artifacts import SAMPLE_OPTIONS, LoadedGenerator
 from latentlm_core.data.base import Image
+from latentlm_core.data.document_format import DocumentFormat, ImageSpan, TextSpan
 from latentlm_core.data.documents import Document
 from latentlm_core.data.media import center_crop, to_images, to_tensor
-from latentlm_core.data.pages import Pages, Picture, Words
 from latentlm_core.errors import ArtifactError, DataError
 from latentlm_core.models.dit import DiT
 from latentlm_core.models.latent_lm import LatentLM
@@ -23,10 +23,10 @@ from latentlm_core.models.transfusion import Transfusion
 from latentlm_core.progress import Progress
 from latentlm_core.runtime import derive_seed, evaluating, generator
 from latentlm_core.sampling import (
-    Page,
-    PageEngine,
-    PageListener,
-    PageRequest,
+    Continuation,
+    ContinuationListener,
+    ContinuationRequest,
+    InterleavedEngine,
     Prompt,
     SamplerConfig,
     TextSamplerConfig,
@@ -37,7 +37,7 @@ from latentlm_core.tokenizers.sigma_vae import SigmaVAE
 from latentlm_core.tokenizers.text import TextTokenizer
 from latentlm_core.workflows.drawing import matching_tokenizer
 
-Engine = PageEngine | TransfusionEngine
+Engine = InterleavedEngine | TransfusionEngine
 
 
 class Question(NamedTuple):
@@ -48,7 +48,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A page to go on with.
+    """A document to go on with.
 
     Attributes:
         pieces: what is there: words, questions and images uint8 (H, W, 3).
@@ -111,13 +111,13 @@ class Writing:
         return cls(loaded, model, text, tokenizer)
 
     @property
-    def pages(self) -> Pages:
-        """How pages are written."""
-        return Pages(self.text, self.model.config.latent_channels)
+    def format(self) -> DocumentFormat:
+        """How documents are written."""
+        return DocumentFormat(self.text, self.model.config.latent_channels)
 
     @property
     def max_length(self) -> int:
-        """Elements of a page at most."""
+        """Elements of a document at most."""
         return self.loaded.config.max_length or 0
 
     @property
@@ -130,14 +130,14 @@ class Writing:
         marks = self.text.marks
         if isinstance(self.model, Transfusion):
             return TransfusionEngine(self.model, config, text_config, marks)
-        return PageEngine(self.model, config, text_config, marks, self.num_latents)
+        return InterleavedEngine(self.model, config, text_config, marks, self.num_latents)
 
     def check(self, task: Task) -> None:
         """Refuse what cannot be written.
 
         Raises:
             ArtifactError: it is about images, and the model knows none.
-            DataError: an image is too small, or the page is longer than the model's.
+            DataError: an image is too small, or the document is longer than the model's.
         """
         if self.tokenizer is None and (
             task.num_images or any(not isinstance(piece, str) for piece in task.pieces)
@@ -149,7 +149,7 @@ class Writing:
         for image in task.images:
             self._check_size(image, task.name)
         blank = torch.zeros(self.num_latents, self.model.config.latent_channels)
-        self._room(task, self._page(task, [blank] * len(task.images)))
+        self._room(task, self._document(task, [blank] * len(task.images)))
 
     def write(
         self,
@@ -157,15 +157,15 @@ class Writing:
         tasks: Sequence[Task],
         indices: Sequence[int],
         seed: int,
-        listener: PageListener | None = None,
-    ) -> list[Page]:
-        """Go on with some pages of a set, all in one batch.
+        listener: ContinuationListener | None = None,
+    ) -> list[Continuation]:
+        """Go on with some documents of a set, all in one batch.
 
         Args:
             engine: from ``engine``.
-            tasks: the pages.
+            tasks: the documents.
             indices: the index of each within the whole set.
-            seed: of the whole set; a page's own follows from it and its index.
+            seed: of the whole set; a document's own follows from it and its index.
             listener: hears each token and each image as it is made.
 
         Raises:
@@ -179,11 +179,13 @@ class Writing:
             self._request(task, derive_seed(seed, "sample", index), posteriors)
             for task, index in zip(tasks, indices, strict=True)
         ]
-        pages = engine.write(requests, listener)
-        drawn = [piece for page in pages for piece in page.pieces if isinstance(piece, Tensor)]
+        continuations = engine.write(requests, listener)
+        drawn = [
+            piece for one in continuations for piece in one.pieces if isinstance(piece, Tensor)
+        ]
         if not all(piece.isfinite().all() for piece in drawn):
             raise ArtifactError(f"{self.loaded.folder} drew latents that are not finite.")
-        return pages
+        return continuations
 
     def show(self, latents: Sequence[Tensor]) -> Sequence[Image]:
         """Latents (T, C) of images => uint8 (S, S, 3) each."""
@@ -197,41 +199,43 @@ class Writing:
 
     def _request(
         self, task: Task, seed: int, posteriors: Mapping[int, LatentPosterior]
-    ) -> PageRequest:
+    ) -> ContinuationRequest:
         """The request of a task, its images' latents drawn as they were in training."""
         stats, source = self.loaded.config.stats, generator(seed, "image")
         latents = [
             stats.normalise(posteriors[id(image)].sample(source).squeeze(0))
             for image in task.images
         ]
-        page = self._page(task, latents)
-        room = self._room(task, page)
-        prompt = Prompt(page.ids, page.latents, page.kind, page.position)
-        return PageRequest(prompt, seed, min(task.num_tokens, room), task.num_images, room)
+        document = self._document(task, latents)
+        room = self._room(task, document)
+        prompt = Prompt(document.ids, document.latents, document.kind, document.position)
+        return ContinuationRequest(prompt, seed, min(task.num_tokens, room), task.num_images, room)
 
-    def _page(self, task: Task, latents: Sequence[Tensor]) -> Document:
+    def _document(self, task: Task, latents: Sequence[Tensor]) -> Document:
         """The prompt of a task, given the latents (T, C) of its images."""
         drawn = iter(latents)
         pieces = [self._piece(piece, drawn) for piece in task.pieces]
         if task.draw and not pieces:
-            pieces = [self.pages.nothing]
-        return self.pages.prompt(pieces, task.draw)
+            pieces = [self.format.nothing]
+        return self.format.prompt(pieces, task.draw)
 
-    def _piece(self, piece: str | Question | Image, drawn: Iterator[Tensor]) -> Words | Picture:
+    def _piece(
+        self, piece: str | Question | Image, drawn: Iterator[Tensor]
+    ) -> TextSpan | ImageSpan:
         if isinstance(piece, str):
-            return Words(self.text.encode(piece))
+            return TextSpan(self.text.encode(piece))
         if isinstance(piece, Question):
-            return self.pages.question(piece.text)
-        return Picture(next(drawn))
+            return self.format.question(piece.text)
+        return ImageSpan(next(drawn))
 
-    def _room(self, task: Task, page: Document) -> int:
-        """Elements that a page may still grow by."""
-        room = self.max_length - len(page)
+    def _room(self, task: Task, document: Document) -> int:
+        """Elements that a document may still grow by."""
+        room = self.max_length - len(document)
         if room < (self.num_latents + 1 if task.draw else 1):
             raise DataError(
-                f"{task.name} has {len(page)} elements"
+                f"{task.name} has {len(document)} elements"
                 f"{f' and an image {self.num_latents} more' if task.draw else ''}, and the model "
-                f"knows pages of {self.max_length} at most.",
+                f"knows documents of {self.max_length} at most.",
                 hint="Shorten the prompt, or train with a longer data.row_length.",
             )
         return room

@@ -17,17 +17,17 @@ from latentlm_core.files import read_safetensors, sha256_file, write_json, write
 from latentlm_core.tokenizers.base import LatentStats
 from latentlm_core.tokenizers.text import TextConfig, TextTokenizer
 from tests.test_models import tiny_latent_lm
-from tests.tiny_pages import ROW_LENGTH, TRANSFUSION, mix_of, write
+from tests.tiny_multimodal import ROW_LENGTH, TRANSFUSION, mix_of, write
 from tests.tiny_pretrained import write as write_checkpoint
 
 runner = CliRunner()
 
 
 @pytest.fixture(scope="module")
-def home(pages_home, tmp_path_factory) -> Path:
+def home(multimodal_home, tmp_path_factory) -> Path:
     """The workspace, and beside it a class-conditional model and sets of other tokenizers."""
     folder: Path = tmp_path_factory.mktemp("beside")
-    vae = pages_home / "runs/vae/export"
+    vae = multimodal_home / "runs/vae/export"
     export = GeneratorExport(
         model=tiny_latent_lm(latent_channels=3).config,
         stats=LatentStats(shift=(0.0,), scale=(1.0,)),
@@ -40,7 +40,7 @@ def home(pages_home, tmp_path_factory) -> Path:
     weights = read_safetensors(other / "model.safetensors")
     weights["decoder.head.norm.weight"] += 1
     write_safetensors(other / "model.safetensors", weights, {"format": "pt"})
-    data = str(pages_home / "shapes")
+    data = str(multimodal_home / "shapes")
     workflows.tokenize(data=data, vae=str(other), out=folder / "other", device="cpu")
     write_png(folder / "small.png", np.zeros((8, 40, 3), np.uint8))
     write_png(folder / "fine.png", np.zeros((16, 16, 3), np.uint8))
@@ -50,8 +50,8 @@ def home(pages_home, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _workspace(home, pages_home, monkeypatch):
-    monkeypatch.setenv("LATENTLM_HOME", str(pages_home))
+def _workspace(home, multimodal_home, monkeypatch):
+    monkeypatch.setenv("LATENTLM_HOME", str(multimodal_home))
     monkeypatch.chdir(home)
 
 
@@ -93,14 +93,14 @@ LONG = "word " * 30
 )
 def test_a_prompt_longer_than_the_context(model, line, size):
     said = sample(*line, model=model)
-    assert f"has {size}, and the model knows pages of {ROW_LENGTH} at most" in said
+    assert f"has {size}, and the model knows documents of {ROW_LENGTH} at most" in said
     assert "data.row_length" in said
 
 
 def test_a_prompt_that_leaves_no_room_for_its_image():
     """It fits in itself, and so does a prompt that is one byte shorter, with its image."""
     room = ROW_LENGTH - 2 - 4 - 1
-    assert "pages of 96" in sample("--prompt", "a" * (room + 1))
+    assert "documents of 96" in sample("--prompt", "a" * (room + 1))
     write(dry_run=True, prompts=["a" * room])
 
 
@@ -220,8 +220,8 @@ def test_a_model_of_text_and_images_says_nothing_aloud():
     assert "It takes --prompt, --caption, --ask" in said
 
 
-def test_an_export_whose_parts_disagree(pages_home, tmp_path):
-    export = shutil.copytree(pages_home / "runs/pages/export", tmp_path / "export")
+def test_an_export_whose_parts_disagree(multimodal_home, tmp_path):
+    export = shutil.copytree(multimodal_home / "runs/pages/export", tmp_path / "export")
     (export / "text.json").write_text(TextTokenizer(TextConfig(normalise="words")).to_json())
     assert "is not the text tokenizer of the model" in sample("--prompt", "a", model=str(export))
     config = json.loads((export / "config.json").read_text())
@@ -234,8 +234,8 @@ def test_an_export_whose_parts_disagree(pages_home, tmp_path):
         assert sentence in sample("--prompt", "a", model=str(export))
 
 
-def test_a_transfusion_whose_parts_disagree(pages_home, tmp_path):
-    export = shutil.copytree(pages_home / "runs/transfusion/export", tmp_path / "export")
+def test_a_transfusion_whose_parts_disagree(multimodal_home, tmp_path):
+    export = shutil.copytree(multimodal_home / "runs/transfusion/export", tmp_path / "export")
     config = json.loads((export / "config.json").read_text())
     for change, sentence in (
         ({"model": config["model"] | {"num_latents": 9}}, "num_latents 9 is not that of the grid"),
@@ -245,8 +245,8 @@ def test_a_transfusion_whose_parts_disagree(pages_home, tmp_path):
         assert sentence in sample("--prompt", "a", model=str(export))
 
 
-def test_a_model_that_draws_no_numbers_is_named(pages_home, tmp_path):
-    broken = shutil.copytree(pages_home / "runs/pages/export", tmp_path / "export")
+def test_a_model_that_draws_no_numbers_is_named(multimodal_home, tmp_path):
+    broken = shutil.copytree(multimodal_home / "runs/pages/export", tmp_path / "export")
     weights = read_safetensors(broken / "model.safetensors")
     weights["head.final.projection.weight"].fill_(float("nan"))
     write_safetensors(broken / "model.safetensors", weights, {"format": "pt"})
@@ -258,8 +258,8 @@ def test_a_model_that_draws_no_numbers_is_named(pages_home, tmp_path):
 
 
 @pytest.fixture
-def recipe(pages_home) -> str:
-    return str(pages_home / "pages.json")
+def recipe(multimodal_home) -> str:
+    return str(multimodal_home / "pages.json")
 
 
 @pytest.mark.parametrize(
@@ -288,8 +288,8 @@ def test_a_row_too_short_for_any_image(recipe):
     assert "--set data.row_length=" in said
 
 
-def test_recipes_and_data_must_be_of_one_kind(home, pages_home, recipe):
-    mix = mix_of(pages_home)
+def test_recipes_and_data_must_be_of_one_kind(home, multimodal_home, recipe):
+    mix = mix_of(multimodal_home)
     assert "learns from one latent set, and --data names a mix" in train(mix, recipe="tiny")
     dit = json.loads(Path(recipe).read_text())
     dit["model"] = {"kind": "dit", "hidden_size": 32, "num_layers": 1, "num_heads": 2}
@@ -305,7 +305,7 @@ def test_recipes_and_data_must_be_of_one_kind(home, pages_home, recipe):
     assert "A Transfusion learns from text and images" in said
 
 
-def test_a_language_model_begins_recipes_of_text_alone(home, pages_home, recipe):
+def test_a_language_model_begins_recipes_of_text_alone(home, multimodal_home, recipe):
     write_checkpoint(home / "llama")
     begin = ("--init", "llama")
     said = train("latents/shapes", *begin, recipe="tiny")

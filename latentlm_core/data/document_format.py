@@ -25,7 +25,7 @@ ANSWER = "\n"
 """Stands between a question and its answer, so that a caption is never taken for one."""
 
 
-class Words(NamedTuple):
+class TextSpan(NamedTuple):
     """Tokens of a text.
 
     Attributes:
@@ -37,7 +37,7 @@ class Words(NamedTuple):
     learn: bool = True
 
 
-class Picture(NamedTuple):
+class ImageSpan(NamedTuple):
     """An image.
 
     Attributes:
@@ -49,8 +49,8 @@ class Picture(NamedTuple):
     learn: bool = True
 
 
-class Pages:
-    """Sequences of words and pictures.
+class DocumentFormat:
+    """Text and images as sequences of tokens and latents.
 
     Args:
         text: the text tokenizer.
@@ -62,28 +62,28 @@ class Pages:
         self.latent_channels = latent_channels
 
     @property
-    def nothing(self) -> Words:
+    def nothing(self) -> TextSpan:
         """What stands before an image whose condition was dropped."""
-        return Words([self.text.marks.null], learn=False)
+        return TextSpan([self.text.marks.null], learn=False)
 
-    def question(self, question: str) -> Words:
+    def question(self, question: str) -> TextSpan:
         """A question that waits for its answer."""
-        return Words(self.text.encode(question + ANSWER), learn=False)
+        return TextSpan(self.text.encode(question + ANSWER), learn=False)
 
-    def answered(self, questions: Sequence[tuple[str, str]]) -> list[Words]:
+    def answered(self, questions: Sequence[tuple[str, str]]) -> list[TextSpan]:
         """Questions with their answers, each of which ends as a document does."""
-        words: list[Words] = []
+        words: list[TextSpan] = []
         for question, answer in questions:
             if words:
-                words[-1] = Words([*words[-1].ids, self.text.marks.eos])
-            words += [self.question(question), Words(self.text.encode(answer))]
+                words[-1] = TextSpan([*words[-1].ids, self.text.marks.eos])
+            words += [self.question(question), TextSpan(self.text.encode(answer))]
         return words
 
-    def document(self, pieces: Sequence[Words | Picture], key: str) -> Document:
+    def document(self, pieces: Sequence[TextSpan | ImageSpan], key: str) -> Document:
         """A whole document, its end to be predicted."""
         return self._written(pieces).tokens([self.text.marks.eos], learn=True).finish(key)
 
-    def prompt(self, pieces: Sequence[Words | Picture], draw: bool = False) -> Document:
+    def prompt(self, pieces: Sequence[TextSpan | ImageSpan], draw: bool = False) -> Document:
         """A document that breaks off: where an image begins, if ``draw``, else where words may."""
         builder = self._written(pieces)
         if draw:
@@ -108,12 +108,12 @@ class Pages:
         for start in range(0, len(ids) - 1, length - 1):
             yield self.stretch(ids[start : start + length], key)
 
-    def _written(self, pieces: Sequence[Words | Picture]) -> DocumentBuilder:
+    def _written(self, pieces: Sequence[TextSpan | ImageSpan]) -> DocumentBuilder:
         marks, builder = self.text.marks, DocumentBuilder(self.latent_channels)
         builder.tokens([marks.bos])
         is_foretold = False
         for piece in pieces:
-            if isinstance(piece, Words):
+            if isinstance(piece, TextSpan):
                 builder.tokens(piece.ids, learn=piece.learn)
                 is_foretold = piece.learn
             else:

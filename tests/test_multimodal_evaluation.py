@@ -21,23 +21,23 @@ from latentlm_core.errors import ArtifactError, CorruptFileError, DataError
 from latentlm_core.evaluation.classifier import ClassifierConfig, ImageClassifier
 from latentlm_core.evaluation.digit_checker import Reading
 from latentlm_core.progress import SILENT
-from latentlm_core.sampling import Page
+from latentlm_core.sampling import Continuation
 from latentlm_core.workflows import evaluate_drawing
 from latentlm_core.workflows.writing import Question, Writing
-from tests.tiny_pages import ROW_LENGTH, write
+from tests.tiny_multimodal import ROW_LENGTH, write
 from tests.tiny_training import Listener
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _workspace(pages_home, monkeypatch):
-    monkeypatch.setenv("LATENTLM_HOME", str(pages_home))
+def _workspace(multimodal_home, monkeypatch):
+    monkeypatch.setenv("LATENTLM_HOME", str(multimodal_home))
 
 
 @pytest.fixture
-def shapes(pages_home) -> str:
-    return str(pages_home / "shapes")
+def shapes(multimodal_home) -> str:
+    return str(multimodal_home / "shapes")
 
 
 def writing_of(home: Path, name: str) -> Writing:
@@ -53,20 +53,20 @@ def ppl(folder: Path, name: str = "report", **settings):
 
 
 @pytest.mark.parametrize("model", ["pages", "transfusion", "words"])
-def test_perplexity_is_that_of_full_forwards(pages_home, tmp_path, model):
+def test_perplexity_is_that_of_full_forwards(multimodal_home, tmp_path, model):
     """Token by token, each from a forward of what stands before it in its stretch."""
     texts = {"short.txt": "text 2 says caf\u00e9. ", "long.txt": "text 11 says this. " * 12}
     for name, text in texts.items():
         (tmp_path / "train").mkdir(exist_ok=True)
         (tmp_path / "train" / name).write_text(text)
     shutil.copytree(tmp_path / "train", tmp_path / "test")
-    writing = writing_of(pages_home, model)
+    writing = writing_of(multimodal_home, model)
     nats = tokens = 0.0
     for text in texts.values():
-        ids = writing.pages.text_ids(text)
+        ids = writing.format.text_ids(text)
         for place in range(1, len(ids)):
             start = (place - 1) // (ROW_LENGTH - 1) * (ROW_LENGTH - 1)
-            batch = writing.pages.stretch(ids[start : place + 1], "")
+            batch = writing.format.stretch(ids[start : place + 1], "")
             nats += cost_of_last(writing, batch)
             tokens += 1
     found = ppl(tmp_path, model=model, data=f"text:{tmp_path}").figures
@@ -86,9 +86,9 @@ def cost_of_last(writing: Writing, document) -> float:
     return -float(writing.model.logits(states[0, -1]).log_softmax(-1)[batch.ids[0, -1]])
 
 
-def test_every_token_of_a_long_text_is_predicted_once(pages_home):
-    pages = writing_of(pages_home, "pages").pages
-    for item in open_texts(str(pages_home / "texts"), "train"):
+def test_every_token_of_a_long_text_is_predicted_once(multimodal_home):
+    pages = writing_of(multimodal_home, "pages").format
+    for item in open_texts(str(multimodal_home / "texts"), "train"):
         ids = pages.text_ids(item.text)
         for length in (2, 3, 50, len(ids) - 1, len(ids), len(ids) + 1):
             made = pages.stretches(item.text, item.key, length)
@@ -98,36 +98,36 @@ def test_every_token_of_a_long_text_is_predicted_once(pages_home):
             assert all(a[-1] == b[0] for a, b in pairwise(stretches))
 
 
-def test_perplexity_does_not_depend_on_the_batch_and_takes_some(pages_home, tmp_path):
-    data = {"data": str(pages_home / "texts"), "split": "train"}
+def test_perplexity_does_not_depend_on_the_batch_and_takes_some(multimodal_home, tmp_path):
+    data = {"data": str(multimodal_home / "texts"), "split": "train"}
     one, many = (ppl(tmp_path, batch_size=size, **data).figures for size in (1, 64))
     assert one == pytest.approx(many, rel=1e-5)
     assert one["num_documents"] == 19
     assert ppl(tmp_path, num_samples=3, **data).figures["num_documents"] == 3
 
 
-def test_the_report_of_perplexity_tells_how(pages_home, tmp_path):
-    found = ppl(tmp_path, data=str(pages_home / "texts"))
+def test_the_report_of_perplexity_tells_how(multimodal_home, tmp_path):
+    found = ppl(tmp_path, data=str(multimodal_home / "texts"))
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["metric"] == "perplexity"
     assert (report["context"], report["stride"]) == (ROW_LENGTH, ROW_LENGTH - 1)
     assert report["values"] == found.figures
-    assert report["model_sha256"] == writing_of(pages_home, "pages").loaded.sha256
-    assert report["text_tokenizer"] == writing_of(pages_home, "pages").text.sha256
+    assert report["model_sha256"] == writing_of(multimodal_home, "pages").loaded.sha256
+    assert report["text_tokenizer"] == writing_of(multimodal_home, "pages").text.sha256
 
 
-def test_reports_of_other_parts_stand_beside_each_other(pages_home):
-    asked = {"data": f"text:{pages_home / 'texts'}", "model": "pages", "device": "cpu"}
+def test_reports_of_other_parts_stand_beside_each_other(multimodal_home):
+    asked = {"data": f"text:{multimodal_home / 'texts'}", "model": "pages", "device": "cpu"}
     made = [
         workflows.evaluate_perplexity(**asked, **part).files["report"]
         for part in ({"num_samples": 1}, {"num_samples": 2, "split": "train"})
     ]
     assert [Path(path).name for path in made] == ["ppl-texts-1.json", "ppl-texts-train-2.json"]
     report = json.loads(Path(made[1]).read_text())
-    assert (report["data"], report["num_samples"]) == (str(pages_home / "texts"), 2)
+    assert (report["data"], report["num_samples"]) == (str(multimodal_home / "texts"), 2)
 
 
-def test_texts_that_are_not_there(pages_home, tmp_path):
+def test_texts_that_are_not_there(multimodal_home, tmp_path):
     with pytest.raises(DataError, match="There is no set of texts 'nothing'"):
         ppl(tmp_path, data="nothing")
     (tmp_path / "empty").mkdir()
@@ -153,7 +153,7 @@ def answering(monkeypatch, data: str, right: float = 1.0) -> None:
         for task in tasks:
             asked = [piece.text for piece in task.pieces if isinstance(piece, Question)]
             text = said[task.name, asked[0] if asked else None]
-            pages.append(Page((tuple(self.text.encode(text)),), "end"))
+            pages.append(Continuation((tuple(self.text.encode(text)),), "end"))
         return pages
 
     monkeypatch.setattr(Writing, "write", answer)
@@ -237,7 +237,7 @@ def test_images_of_prompts_without_a_judge(shapes, tmp_path):
     assert "checker" not in report
 
 
-def test_distances_are_to_the_data_of_the_training(pages_home, shapes, tmp_path):
+def test_distances_are_to_the_data_of_the_training(multimodal_home, shapes, tmp_path):
     config = ClassifierConfig(data=shapes, classes=tuple("ab"), image_size=16, width=4)
     ImageClassifier(config).save(tmp_path / "judge")
     write(tmp_path / "s", data=shapes, split="train", num_samples=24)
@@ -293,8 +293,8 @@ def test_a_clip_that_cannot_be_had_is_told(tmp_path, monkeypatch):
     assert "The CLIP score is left out. There are no weights." in listener.notes
 
 
-def test_samples_that_are_not_images_of_prompts(pages_home, tmp_path):
-    image = pages_home / "shapes/test/00.png"
+def test_samples_that_are_not_images_of_prompts(multimodal_home, tmp_path):
+    image = multimodal_home / "shapes/test/00.png"
     write(tmp_path / "said", captions_of=[image], max_tokens=3)
     with pytest.raises(DataError, match="has no images"):
         t2i(tmp_path / "said")
@@ -312,11 +312,11 @@ def test_samples_that_are_not_images_of_prompts(pages_home, tmp_path):
 # --- the commands ----------------------------------------------------------------------------
 
 
-def test_the_commands_report(pages_home, shapes, tmp_path, monkeypatch):
+def test_the_commands_report(multimodal_home, shapes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "s", prompts=["a red circle"])
     for line in (
-        ["ppl", "--data", str(pages_home / "texts"), "--model", "pages", "-n", "1"],
+        ["ppl", "--data", str(multimodal_home / "texts"), "--model", "pages", "-n", "1"],
         ["caption", "--data", shapes, "--model", "pages", "-n", "2"],
         ["vqa", "--data", shapes, "--model", "pages", "-n", "2"],
         ["t2i", "--samples", "s", "--extractor", "none", "--clip", "none"],

@@ -1,4 +1,4 @@
-"""Pages to go on with, what is added to them, and what engines know of one in the making.
+"""Documents to go on with, what is added to them, and what engines know of one in the making.
 
 Axes: T latents of an image, C latent channels.
 """
@@ -14,13 +14,13 @@ from latentlm_core.sampling.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)
-class PageRequest:
-    """A page to go on with.
+class ContinuationRequest:
+    """A document to go on with.
 
     Attributes:
         prompt: what is there; it ends in ``bod`` where an image is to begin at once.
         seed: decides noise and choices.
-        num_tokens: tokens to write at most, marks not counted; with 0 the page ends with its
+        num_tokens: tokens to write at most, marks not counted; with 0 the document ends with its
             images.
         num_images: images to draw at most.
         room: tokens, latents and the marks around these to add at most, where there is a bound.
@@ -40,8 +40,8 @@ class PageRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """What was added to a page.
+class Continuation:
+    """What was added to a document.
 
     Attributes:
         pieces: runs of text ids, and images (T, C) float32 of normalised latents, in their order.
@@ -52,13 +52,13 @@ class Page:
     ended_by: str
 
 
-PageListener = Callable[[int, int | Tensor], None]
+ContinuationListener = Callable[[int, int | Tensor], None]
 """(index of the request, its newest token or image)."""
 
 
 @dataclass(slots=True, kw_only=True)
-class PageDraft:
-    """A page in the making.
+class ContinuationDraft:
+    """A document in the making.
 
     Attributes:
         index: of its request.
@@ -66,13 +66,13 @@ class PageDraft:
         num_latents: T.
         num_tokens: written so far.
         num_images: drawn so far.
-        pieces: made so far, see ``Page``.
-        ended_by: empty until it has ended, see ``Page``.
+        pieces: made so far, see ``Continuation``.
+        ended_by: empty until it has ended, see ``Continuation``.
         source: of the choice of its tokens.
     """
 
     index: int
-    request: PageRequest
+    request: ContinuationRequest
     num_latents: int
     num_tokens: int = 0
     num_images: int = 0

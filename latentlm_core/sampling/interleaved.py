@@ -5,8 +5,8 @@ draws the latents of an image (their number is known), is given ``eod``, and wri
 so independently, in one batch and one cache, padded on the left.
 
 Guidance: the unconditional branch of an image is ``bos null bod`` and the image alone, whatever
-stands before it in the page. Its row is at hand all the time; when an image begins, the keys and
-values of these marks, which never change, are put before it and all else is hidden.
+stands before it in the document. Its row is at hand all the time; when an image begins, the keys
+and values of these marks, which never change, are put before it and all else is hidden.
 
 What is drawn and what is chosen follows from a row's own seed alone.
 
@@ -23,13 +23,18 @@ from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.nn.attention import KVCache
 from latentlm_core.runtime import evaluating
 from latentlm_core.sampling.base import BOUND, END, Draws, LatentSampler, Noise, SamplerConfig
-from latentlm_core.sampling.page_requests import Page, PageDraft, PageListener, PageRequest
+from latentlm_core.sampling.continuation import (
+    Continuation,
+    ContinuationDraft,
+    ContinuationListener,
+    ContinuationRequest,
+)
 from latentlm_core.sampling.prompts import Prompt, read_prompts, token_prompt
 from latentlm_core.sampling.words import TextSamplerConfig, choose_tokens
 from latentlm_core.tokenizers.text import Marks
 
 
-class PageEngine:
+class InterleavedEngine:
     """Writes and draws with a LatentLM that predicts text.
 
     Args:
@@ -60,27 +65,27 @@ class PageEngine:
         self.sampler = LatentSampler(model, config)
 
     def write(
-        self, requests: Sequence[PageRequest], listener: PageListener | None = None
-    ) -> list[Page]:
-        """Go on with every page until it ends.
+        self, requests: Sequence[ContinuationRequest], listener: ContinuationListener | None = None
+    ) -> list[Continuation]:
+        """Go on with every document until it ends.
 
         Args:
             requests: of any lengths, each with something to write or to draw.
             listener: hears each token and each image as it is made.
 
         Returns:
-            a page for each request, on the host.
+            a document for each request, on the host.
         """
         with evaluating(self.model):
             batch = _Batch(self, requests, listener)
             while batch.rows:
                 batch.step()
-        return [Page(tuple(row.pieces), row.ended_by) for row in batch.all_rows]
+        return [Continuation(tuple(row.pieces), row.ended_by) for row in batch.all_rows]
 
 
 @dataclass(slots=True, kw_only=True)
-class _Row(PageDraft):
-    """A page that is being made.
+class _Row(ContinuationDraft):
+    """A document that is being made.
 
     ``place`` is the next latent of its image, T once all are fed, None among words.
     """
@@ -99,7 +104,10 @@ class _Batch:
     """Rows on their way, their states (B or 2 B, D), and the cache behind these."""
 
     def __init__(
-        self, engine: PageEngine, requests: Sequence[PageRequest], listener: PageListener | None
+        self,
+        engine: InterleavedEngine,
+        requests: Sequence[ContinuationRequest],
+        listener: ContinuationListener | None,
     ) -> None:
         self.engine = engine
         self.model, self.marks, self.sampler = engine.model, engine.marks, engine.sampler
@@ -145,14 +153,16 @@ class _Batch:
         _, cache = read_prompts(self.model, [free], 0)
         return cache.read(0)[..., :-1, :]
 
-    def _read(self, requests: Sequence[PageRequest], free: Prompt) -> tuple[Tensor, KVCache]:
+    def _read(
+        self, requests: Sequence[ContinuationRequest], free: Prompt
+    ) -> tuple[Tensor, KVCache]:
         prompts = [request.prompt for request in requests]
         if self.is_guided:
             prompts += [free] * len(requests)
         more = max(self._num_steps(request) for request in requests)
         return read_prompts(self.model, prompts, more, least=len(free.ids))
 
-    def _num_steps(self, request: PageRequest) -> int:
+    def _num_steps(self, request: ContinuationRequest) -> int:
         count = request.num_tokens + request.num_images * (self.engine.num_latents + 2)
         return 1 + (count if request.room is None else min(count, request.room))
 

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentlm_core.data.document_format import DocumentFormat, ImageSpan, TextSpan
 from latentlm_core.data.documents import pack
-from latentlm_core.data.pages import Pages, Picture, Words
 from latentlm_core.errors import ConfigError
 from latentlm_core.layout import Kind
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.runtime import generator
 from latentlm_core.sampling import (
-    Page,
-    PageEngine,
-    PageRequest,
+    Continuation,
+    ContinuationRequest,
+    InterleavedEngine,
     Prompt,
     SamplerConfig,
     TextSamplerConfig,
@@ -26,7 +26,7 @@ from tests.test_models import tiny_latent_lm
 TEXT = TextTokenizer(TextConfig())
 MARKS = TEXT.marks
 CHANNELS, LENGTH = 8, 3
-PAGES = Pages(TEXT, CHANNELS)
+FORMAT = DocumentFormat(TEXT, CHANNELS)
 GUIDED = SamplerConfig(num_inference_steps=3, guidance_scale=2.0)
 HOT = TextSamplerConfig(temperature=1.0)
 
@@ -35,14 +35,14 @@ def image(seed: int) -> Tensor:
     return torch.randn(LENGTH, CHANNELS, generator=generator("image", seed))
 
 
-def asked(pieces, seed=0, draw=False, **limits) -> PageRequest:
-    document = PAGES.prompt(pieces, draw)
+def asked(pieces, seed=0, draw=False, **limits) -> ContinuationRequest:
+    document = FORMAT.prompt(pieces, draw)
     prompt = Prompt(document.ids, document.latents, document.kind, document.position)
-    return PageRequest(prompt, seed, **limits)
+    return ContinuationRequest(prompt, seed, **limits)
 
 
-def words(text: str) -> Words:
-    return Words(TEXT.encode(text))
+def words(text: str) -> TextSpan:
+    return TextSpan(TEXT.encode(text))
 
 
 def writer(favour: int | None = None) -> LatentLM:
@@ -61,20 +61,20 @@ def writer(favour: int | None = None) -> LatentLM:
     return model
 
 
-def engine(model: LatentLM, config=GUIDED, text=HOT) -> PageEngine:
-    return PageEngine(model, config, text, MARKS, LENGTH)
+def engine(model: LatentLM, config=GUIDED, text=HOT) -> InterleavedEngine:
+    return InterleavedEngine(model, config, text, MARKS, LENGTH)
 
 
 REQUESTS = [
     asked([words("a red seven")], seed=1, draw=True, num_images=1),
-    asked([Picture(image(0))], seed=2, num_tokens=6),
+    asked([ImageSpan(image(0))], seed=2, num_tokens=6),
     asked([], seed=3, num_tokens=8, num_images=2),
-    asked([words("x"), Picture(image(1)), words("and then")], seed=4, num_tokens=9, num_images=2),
+    asked([words("x"), ImageSpan(image(1)), words("and then")], seed=4, num_tokens=9, num_images=2),
     asked([], seed=5, draw=True, num_tokens=5, num_images=2),
 ]
 
 
-def close(one: Page, other: Page) -> None:
+def close(one: Continuation, other: Continuation) -> None:
     assert one.ended_by == other.ended_by
     assert len(one.pieces) == len(other.pieces)
     for mine, theirs in zip(one.pieces, other.pieces, strict=True):
@@ -97,32 +97,32 @@ def test_a_batch_of_unlike_pages_is_its_pages_alone(scale, solver):
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_every_element_is_that_of_a_full_forward(scale):
-    """Words that are likeliest and latents that are drawn, from forwards without a cache."""
+    """TextSpan that are likeliest and latents that are drawn, from forwards without a cache."""
     model = writer(MARKS.bod)
     ours = engine(model, GUIDED.model_copy(update={"guidance_scale": scale}), TextSamplerConfig())
     request = asked([words("so")], seed=7, num_tokens=12, num_images=3)
     (page,) = ours.write([request])
     noise = draw_noise([_Noise(7, 3 * LENGTH)], CHANNELS, 0).start[0]
-    pieces: list[Words | Picture] = [words("so")]
+    pieces: list[TextSpan | ImageSpan] = [words("so")]
     num_images = 0
     for piece in page.pieces:
         if isinstance(piece, Tensor):
             for place in range(LENGTH):
-                states = [_state(model, PAGES.prompt(pieces, draw=True), piece[:place])]
+                states = [_state(model, FORMAT.prompt(pieces, draw=True), piece[:place])]
                 if scale != 1.0:
-                    free = PAGES.prompt([PAGES.nothing], draw=True)
+                    free = FORMAT.prompt([FORMAT.nothing], draw=True)
                     states.append(_state(model, free, piece[:place]))
                 start = noise[num_images * LENGTH + place][None]
                 with torch.no_grad():
                     drawn = ours.sampler.draw(torch.stack(states), start, None, scale)
                 torch.testing.assert_close(drawn[0], piece[place], rtol=1e-4, atol=1e-4)
-            pieces.append(Picture(piece))
+            pieces.append(ImageSpan(piece))
             num_images += 1
         else:
             for place, token in enumerate(piece):
-                before = PAGES.prompt([*pieces, Words(piece[:place])])
+                before = FORMAT.prompt([*pieces, TextSpan(piece[:place])])
                 assert token == _likeliest(model, before, num_images < 3)
-            pieces.append(Words(piece))
+            pieces.append(TextSpan(piece))
     assert num_images == 3
 
 
@@ -153,7 +153,7 @@ def _likeliest(model: LatentLM, prompt, may_draw: bool) -> int:
 
 def test_a_page_ends_where_the_model_says_so():
     (page,) = engine(writer(MARKS.eos), text=TextSamplerConfig()).write([REQUESTS[1]])
-    assert page == Page((), "end")
+    assert page == Continuation((), "end")
 
 
 def test_a_page_ends_at_its_bound():
@@ -253,17 +253,17 @@ def test_what_is_learned_of_each_kind_of_document():
     a, b = caption.ids
     cases = [
         ([caption], [a, b, marks.eos], 0),
-        ([caption, Picture(drawn)], [a, b, marks.bod, marks.eos], LENGTH),
-        ([Picture(drawn, learn=False), caption], [a, b, marks.eos], 0),
-        ([Picture(drawn, learn=False), PAGES.question("q"), caption], [a, b, marks.eos], 0),
-        ([PAGES.nothing, Picture(drawn)], [marks.eos], LENGTH),
+        ([caption, ImageSpan(drawn)], [a, b, marks.bod, marks.eos], LENGTH),
+        ([ImageSpan(drawn, learn=False), caption], [a, b, marks.eos], 0),
+        ([ImageSpan(drawn, learn=False), FORMAT.question("q"), caption], [a, b, marks.eos], 0),
+        ([FORMAT.nothing, ImageSpan(drawn)], [marks.eos], LENGTH),
         (
-            [Picture(drawn, learn=False), *PAGES.answered([("q", "a"), ("r", "b")])],
+            [ImageSpan(drawn, learn=False), *FORMAT.answered([("q", "a"), ("r", "b")])],
             [a, marks.eos, b, marks.eos],
             0,
         ),
     ]
     for pieces, targets, num_latents in cases:
-        batch = pack([PAGES.document(pieces, "key")], 64)
+        batch = pack([FORMAT.document(pieces, "key")], 64)
         assert batch.ids[:, 1:].flatten()[batch.layout.text_targets].tolist() == targets
         assert batch.layout.latent_targets.numel() == num_latents

@@ -1,9 +1,9 @@
-"""A folder of pages that a model went on with, and what stands beside them.
+"""A folder of documents that a model went on with, and what stands beside them.
 
-settings.json    what decides the pages: model, seed, samplers, prompts
-000000.json      a page: its prompt, the pieces that were added, how it ended; written last
+settings.json    what decides the documents: model, seed, samplers, prompts
+000000.json      a document: its prompt, the pieces that were added, how it ended; written last
 000000.png       its first image, and 000000-1.png, 000000-2.png, ... the others
-samples.jsonl    a row for each page
+samples.jsonl    a row for each document
 grid.png         the first images together
 """
 
@@ -20,8 +20,8 @@ MAX_GRID = 256
 """Images that the grid shows at most."""
 
 
-class PageFolder(ClaimedFolder):
-    """Pages of one model, seed and setting; of others it takes none."""
+class ContinuationFolder(ClaimedFolder):
+    """Documents of one model, seed and setting; of others it takes none."""
 
     suffix = ".json"
     others = (".png",)
@@ -34,7 +34,7 @@ class PageFolder(ClaimedFolder):
         ended_by: str,
         seed: int,
     ) -> None:
-        """Write a page: its images, then itself."""
+        """Write a document: its images, then itself."""
         shown: list[str | dict[str, str]] = []
         images: list[str] = []
         for piece in pieces:
@@ -45,7 +45,7 @@ class PageFolder(ClaimedFolder):
             write_png(self.path / name, piece)
             images.append(name)
             shown.append({"image": name})
-        page = {
+        row = {
             "index": index,
             "file": images[0] if images else None,
             "prompt": prompt,
@@ -54,15 +54,15 @@ class PageFolder(ClaimedFolder):
             "ended_by": ended_by,
             "seed": seed,
         }
-        write_json(self.file(index), page)
+        write_json(self.file(index), row)
 
-    def pages(self) -> list[dict[str, Any]]:
-        """All pages that are there, in their order."""
+    def rows(self) -> list[dict[str, Any]]:
+        """All documents that are there, in their order."""
         return [read_json(path) for path in sorted(self.path.glob(f"[0-9]*[0-9]{self.suffix}"))]
 
     def finish(self) -> dict[str, str]:
-        """Write ``samples.jsonl`` of all pages that are there, and the grid; where they are."""
-        rows = self.pages()
+        """Write ``samples.jsonl`` of all documents that are there, and the grid; where they are."""
+        rows = self.rows()
         shared = {
             name: self.settings[name]
             for name in ("model_sha256", "data", "sampler", "text_sampler")
