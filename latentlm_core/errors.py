@@ -7,7 +7,8 @@
     ├── ArtifactError        a run, an export, a checkpoint, a hub repository
     │   └── BusyError        another process is writing it
     ├── MissingExtraError    an optional package is not installed
-    └── TrainingError        a run that cannot go on (non-finite loss, say)
+    ├── TrainingError        a run that cannot go on (non-finite loss, say)
+    └── LostProcessError     another process of this command has ended
 
 Anything else that escapes is a bug and keeps its traceback.
 """
@@ -17,10 +18,12 @@ from collections.abc import Iterable
 
 MAX_NAMES = 30
 """Names that a message lists at most."""
+MAX_CHARS = 4000
+"""Characters of a message; what is longer is cut in the middle."""
 
 
 class LatentLMError(Exception):
-    """Base of every error that is meant for the user.
+    """Base of every error that is meant for the user, in one line that any terminal can show.
 
     Args:
         message: one sentence: what, where, and what is allowed.
@@ -28,8 +31,8 @@ class LatentLMError(Exception):
     """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(printable(message))
+        self.hint = None if hint is None else printable(hint)
 
 
 class ConfigError(LatentLMError):
@@ -56,6 +59,10 @@ class TrainingError(LatentLMError):
     """A training run cannot go on."""
 
 
+class LostProcessError(LatentLMError):
+    """Another process of the same command has ended, so this one cannot go on."""
+
+
 class MissingExtraError(LatentLMError):
     """An optional package is not installed.
 
@@ -68,6 +75,13 @@ class MissingExtraError(LatentLMError):
     def __init__(self, package: str, purpose: str, extra: str | None = None) -> None:
         command = f'pip install "latentlm[{extra}]"' if extra else f"pip install {package}"
         super().__init__(f"{purpose} needs the package {package}.", hint=f"Install it: {command}")
+
+
+def printable(text: str) -> str:
+    """``text`` with escapes for what a terminal would obey: names may come from anywhere."""
+    if len(text) > MAX_CHARS:
+        text = f"{text[: MAX_CHARS // 2]} ... {text[-MAX_CHARS // 2 :]}"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ seeded in the same way while weights are made, and put back (``seeded_init``).
 """
 
 import hashlib
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,10 @@ from torch import Tensor
 
 from latentlm_core import __version__
 from latentlm_core.errors import ConfigError
+from latentlm_core.processes import Processes, current
+
+CACHED_KERNELS = 128
+"""Shapes whose kernels a CPU keeps; 1,024 take gigabytes where lengths vary, and few come back."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -41,9 +46,16 @@ def seeded_init(*parts: int | str) -> Iterator[None]:
 def resolve_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that is there.
 
+    Of several processes each takes a card of its own for ``auto`` and ``cuda``.
+
     Raises:
-        ConfigError: no such device on this machine.
+        ConfigError: no such device on this machine, or fewer cards than processes.
     """
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's, PyTorch's
+        os.environ.setdefault(cache, str(CACHED_KERNELS))  # read when something is first computed
+    processes = current()
+    if processes.size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        return _own_card(processes)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -55,6 +67,17 @@ def resolve_device(name: str) -> torch.device:
             f"--device {name} is not on this machine; there is: auto, {', '.join(found)}."
         ) from None
     return device
+
+
+def _own_card(processes: Processes) -> torch.device:
+    count = torch.cuda.device_count()
+    if processes.local_size > count:
+        raise ConfigError(
+            f"This machine has {count} cards for {processes.local_size} processes, and each needs "
+            "one of its own.",
+            hint=f"Say --nproc-per-node {count} to torchrun, or --device cpu.",
+        )
+    return torch.device("cuda", processes.local_rank)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
