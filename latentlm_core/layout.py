@@ -13,6 +13,8 @@ from enum import IntFlag, StrEnum
 import torch
 from torch import Tensor
 
+from latentlm_core.runtime import to_device
+
 
 class Kind(IntFlag):
     """What a position holds, or what it must predict.
@@ -119,10 +121,15 @@ class SequenceLayout:
         same_document = self.document.unsqueeze(2) == self.document.unsqueeze(1)
         return AttentionMask(allowed=(allowed & same_document).unsqueeze(1))
 
+    def rows(self, start: int, stop: int) -> "SequenceLayout":
+        """The layout of some of the rows."""
+        maps = (self.kind, self.document, self.position, self.span, self.predict)
+        return SequenceLayout.make(*(part[start:stop] for part in maps))
+
     def to(self, device: torch.device) -> "SequenceLayout":
         """The same layout on another device."""
         moved = {
-            field.name: value.to(device, non_blocking=True)
+            field.name: to_device(value.contiguous(), device)  # what is expanded cannot be pinned
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }

@@ -5,6 +5,7 @@ import torch
 
 from latentlm_core.data.documents import Document, DocumentBuilder, pack
 from latentlm_core.data.packing import SequenceBatch
+from latentlm_core.draws import Draws
 from latentlm_core.errors import DataError
 from latentlm_core.layout import Kind
 from latentlm_core.models.latent_lm import LatentLM
@@ -145,11 +146,13 @@ def test_the_loss_of_a_batch_is_that_of_its_documents() -> None:
     model, whole = predictor(), documents()
     batch = pack(whole, row_length=40)
     with torch.no_grad():
-        packed = model(batch.ids, batch.latents, batch.layout, generator(0)).text.sort().values
+        packed = (
+            model(batch.ids, batch.latents, batch.layout, Draws(generator(0))).text.sort().values
+        )
         texts = []
         for document in whole:
             alone = pack([document], row_length=40)
-            texts.append(model(alone.ids, alone.latents, alone.layout, generator(0)).text)
+            texts.append(model(alone.ids, alone.latents, alone.layout, Draws(generator(0))).text)
     wanted = torch.cat(texts).sort().values
     torch.testing.assert_close(packed, wanted, rtol=1e-4, atol=1e-5)
 

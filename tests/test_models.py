@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from latentlm_core.diffusion import solver_grid
+from latentlm_core.draws import Draws
 from latentlm_core.layout import AttentionMask, Kind, SequenceLayout
 from latentlm_core.models.dit import DiT, DiTConfig
 from latentlm_core.models.heads import DiffusionHead, DiffusionHeadConfig
@@ -153,7 +154,7 @@ def test_noise_repeats_equal_separate_passes():
     model = tiny_latent_lm()
     head, x0, condition = model.head, torch.randn(5, 8), torch.randn(5, 64)
     with torch.no_grad():
-        error, t = head.loss(x0, condition, generator(1, "loss"))
+        error, t = head.loss(x0, condition, Draws(generator(1, "loss")))
         source = generator(1, "loss")
         times = torch.randint(1000, (4, 5), generator=source)
         noises = torch.randn(4, 5, 8, generator=source)
@@ -171,7 +172,7 @@ def test_a_new_head_outputs_zero_so_its_loss_is_the_energy_of_the_target():
     head = DiffusionHead(DiffusionHeadConfig(num_layers=2, intermediate_size=64), 32, 8)
     x0, condition = torch.randn(4000, 8), torch.randn(4000, 32)
     assert not head(x0, torch.zeros(4000, dtype=torch.int64), condition).any()
-    error, _ = head.loss(x0, condition, generator(0))
+    error, _ = head.loss(x0, condition, Draws(generator(0)))
     assert error.mean().item() / 8 == pytest.approx(1.0, abs=0.03)  # v of unit data: variance 1
 
 
@@ -187,7 +188,7 @@ def test_text_and_latents_are_both_predicted():
         torch.tensor([[T, X, X, T]]),
     )
     ids, latents = torch.randint(11, (1, 5)), torch.randn(1, 5, 8)
-    losses = model(ids, latents, layout, generator(0))
+    losses = model(ids, latents, layout, Draws(generator(0)))
     assert losses.latent.shape == (4, 2)
     with torch.no_grad():
         log_p = model.logits(model.states(ids[:, :-1], latents[:, :-1], layout)).log_softmax(-1)

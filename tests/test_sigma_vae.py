@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from latentlm_core.config import build
+from latentlm_core.draws import Draws
 from latentlm_core.errors import ArtifactError, ConfigError, DataError
 from latentlm_core.published import sigma_vae_weights
 from latentlm_core.runtime import generator
@@ -82,7 +83,7 @@ def test_the_paper_configuration_has_172_million_parameters() -> None:
 @pytest.mark.parametrize("std", [0.5, 0.75])
 def test_gaussian_sigma_has_the_published_moments(std: float) -> None:
     rule = LatentPosteriorConfig(kind=PosteriorKind.GAUSSIAN, std=std)
-    noise = rule.draw(torch.zeros(100_000, 64), None, generator("moments"))
+    noise = rule.draw(torch.zeros(100_000, 64), None, Draws(generator("moments")))
     sigma = noise.square().mean(1).sqrt()  # |sigma| of each example, up to 1 / sqrt(128)
     assert sigma.mean().item() == pytest.approx(std * math.sqrt(2 / math.pi) / 0.8, rel=0.01)
     assert sigma.mean().item() == pytest.approx(std, rel=0.01)
@@ -92,7 +93,7 @@ def test_gaussian_sigma_has_the_published_moments(std: float) -> None:
 
 def test_gaussian_sigma_is_one_number_an_example() -> None:
     rule = LatentPosteriorConfig(kind=PosteriorKind.GAUSSIAN)
-    noise = rule.draw(torch.zeros(8, 64, 64), None, generator("scalar"))
+    noise = rule.draw(torch.zeros(8, 64, 64), None, Draws(generator("scalar")))
     scales = noise.std(dim=1)
     assert (scales.std(dim=1) / scales.mean(dim=1)).max() < 0.15
     assert scales.mean(dim=1).std() > 0.2
@@ -101,14 +102,14 @@ def test_gaussian_sigma_is_one_number_an_example() -> None:
 def test_fixed_none_and_learned_draw_what_they_say() -> None:
     mean = torch.full((4, 1000, 8), 3.0)
     fixed = LatentPosteriorConfig(kind=PosteriorKind.FIXED, std=0.5)
-    assert (fixed.draw(mean, None, generator("f")) - mean).std().item() == pytest.approx(
+    assert (fixed.draw(mean, None, Draws(generator("f"))) - mean).std().item() == pytest.approx(
         0.5, rel=0.02
     )
     none = LatentPosteriorConfig(kind=PosteriorKind.NONE)
-    assert torch.equal(none.draw(mean, None, generator("n")), mean)
+    assert torch.equal(none.draw(mean, None, Draws(generator("n"))), mean)
     learned = LatentPosteriorConfig(kind=PosteriorKind.LEARNED)
     log_variance = torch.full_like(mean, math.log(0.04))
-    drawn = learned.draw(mean, log_variance, generator("l"))
+    drawn = learned.draw(mean, log_variance, Draws(generator("l")))
     assert (drawn - mean).std().item() == pytest.approx(0.2, rel=0.02)
     assert learned.noise_variance(log_variance) == pytest.approx(0.04)
 
@@ -130,11 +131,11 @@ def test_kl_closed_forms() -> None:
 def test_a_draw_depends_on_its_generator_alone(kind: PosteriorKind) -> None:
     config = SigmaVAEConfig(posterior=LatentPosteriorConfig(kind=kind), network=TINY_CONV)
     posterior = build_tokenizer(config).encode(images())
-    first = posterior.sample(generator("z", 1))
+    first = posterior.sample(Draws(generator("z", 1)))
     torch.manual_seed(123)
-    assert torch.equal(first, posterior.sample(generator("z", 1)))
+    assert torch.equal(first, posterior.sample(Draws(generator("z", 1))))
     is_noisy = kind is not PosteriorKind.NONE
-    assert torch.equal(first, posterior.sample(generator("z", 2))) != is_noisy
+    assert torch.equal(first, posterior.sample(Draws(generator("z", 2)))) != is_noisy
 
 
 # Networks
@@ -153,7 +154,7 @@ def test_round_trip_shapes(network: ViTConfig | ConvConfig, kind: PosteriorKind)
     assert vae.grid(media.shape[1:]) == grid
     assert posterior.mean.shape == (2, 16, 5)
     assert (posterior.log_variance is not None) == (kind is PosteriorKind.LEARNED)
-    assert vae.decode(posterior.sample(generator("z")), grid).shape == media.shape
+    assert vae.decode(posterior.sample(Draws(generator("z"))), grid).shape == media.shape
     assert (vae.modality, vae.latent_channels, vae.image_size) == ("image", 5, 16)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from latentlm_core.config import build
 from latentlm_core.data.stream import MediaBatch
+from latentlm_core.draws import Draws
 from latentlm_core.errors import ArtifactError, ConfigError
 from latentlm_core.runtime import evaluating, generator
 from latentlm_core.tokenizers.base import PosteriorKind
@@ -151,7 +152,7 @@ def test_a_split_batch_takes_the_same_step() -> None:
 def test_one_sigma_is_drawn_for_each_segment() -> None:
     speech = task(gan_weight=0.0)
     posterior = speech.vae.encode(noises(64).media)
-    noise = posterior.sample(generator("z")) - posterior.mean
+    noise = posterior.sample(Draws(generator("z"))) - posterior.mean
     levels = noise.flatten(1).std(1)
     assert levels.min() < 0.3 < 1.2 < levels.max()
 

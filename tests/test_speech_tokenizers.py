@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from latentlm_core.config import build
+from latentlm_core.draws import Draws
 from latentlm_core.errors import ArtifactError, ConfigError, DataError
 from latentlm_core.published import vibevoice_tokenizer_weights
 from latentlm_core.recipes.speech import SPEECH_VAE_RECIPES
+from latentlm_core.runtime import generator
 from latentlm_core.tokenizers.base import LatentPosteriorConfig, PosteriorKind
 from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.tokenizers.conv import ConvConfig
@@ -100,7 +102,7 @@ def test_round_trip_shapes(network: SpeechNetwork, kind: PosteriorKind, num_samp
     assert grid == vae.grid(audio.shape[1:]) == (math.ceil(num_samples / HOP),)
     assert posterior.mean.shape == (2, *grid, 5)
     assert (posterior.log_variance is not None) == (kind is PosteriorKind.LEARNED)
-    assert vae.decode(posterior.sample(), grid).shape == (2, 1, grid[0] * HOP)
+    assert vae.decode(posterior.sample(Draws(generator("z"))), grid).shape == (2, 1, grid[0] * HOP)
     assert (vae.modality, vae.latent_channels, vae.speech) == ("speech", 5, network)
 
 

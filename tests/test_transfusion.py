@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latentlm_core.config import build
 from latentlm_core.data.documents import Document, DocumentBuilder, pack
+from latentlm_core.draws import Draws
 from latentlm_core.errors import ConfigError
 from latentlm_core.layout import Kind, MaskRule, SequenceLayout
 from latentlm_core.models.heads import DiffusionHeadConfig
@@ -181,7 +182,7 @@ def test_an_image_that_is_only_read_is_fed_clean() -> None:
     costs = {}
     for name, batch in (("read", read), ("learned", learned)):
         for seed in (0, 1):
-            losses = model(batch.ids, batch.latents, batch.layout, generator(seed))
+            losses = model(batch.ids, batch.latents, batch.layout, Draws(generator(seed)))
             costs[name, seed] = losses.text
             assert losses.latent.shape == (1, NUM_LATENTS if name == "learned" else 0)
     assert torch.equal(costs["read", 0], costs["read", 1])
@@ -194,7 +195,7 @@ def test_an_image_that_is_only_read_is_fed_clean() -> None:
 def test_one_timestep_for_an_image_and_a_draw_for_each() -> None:
     model, batch = tiny(), pack(pages(), 99)
     first, again, other = (
-        model(batch.ids, batch.latents, batch.layout, generator(seed)) for seed in (0, 0, 1)
+        model(batch.ids, batch.latents, batch.layout, Draws(generator(seed))) for seed in (0, 0, 1)
     )
     assert first.latent.shape == first.timesteps.shape == (1, 4 * NUM_LATENTS)
     by_image = first.timesteps.view(4, NUM_LATENTS)
@@ -222,7 +223,7 @@ def test_the_error_is_that_of_the_state_at_the_latent_itself() -> None:
 )
 def test_every_weight_has_a_gradient_whatever_the_batch(builder) -> None:
     model, batch = tiny(), pack([builder.finish("page")], 99)
-    losses = model(batch.ids, batch.latents, batch.layout, generator(0))
+    losses = model(batch.ids, batch.latents, batch.layout, Draws(generator(0)))
     is_text = losses.text.numel() > 0
     assert (losses.latent.numel() > 0) is not is_text
     (losses.latent.sum() + losses.text.sum()).backward()
@@ -279,7 +280,7 @@ def test_it_learns_four_captioned_images_in_both_directions() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98))
     for step in range(200):
         optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / 200)
-        losses = model(batch.ids, batch.latents, batch.layout, generator("step", step))
+        losses = model(batch.ids, batch.latents, batch.layout, Draws(generator("step", step)))
         loss = losses.text.mean() + 5 * losses.latent.mean() / CHANNELS
         optimizer.zero_grad()
         loss.backward()

@@ -7,20 +7,24 @@ noise law, the solver, the trainer and the latent sets with LatentLM.
 Axes: B images, T latent positions (height * width), C latent channels, D hidden.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from latentlm_core.config import Config
+from latentlm_core.config import Config, Depth, Width
 from latentlm_core.diffusion import DiffusionConfig, NoiseSchedule, SolverGrid, guided, solve
+from latentlm_core.draws import Draws
 from latentlm_core.errors import ConfigError
 from latentlm_core.layout import AttentionMask
 from latentlm_core.models.heads import FinalLayer
 from latentlm_core.nn.attention import Attention
 from latentlm_core.nn.layers import RMSNorm, SwiGLU, TimestepEmbedding, modulate, zero_init
+
+Side = Annotated[int, Field(ge=1, le=256)]
+"""Latents along one side of an image."""
 
 
 class DiTSize(Config):
@@ -28,13 +32,13 @@ class DiTSize(Config):
 
     kind: Literal["dit"] = "dit"
     """Which network this configures."""
-    hidden_size: int = Field(ge=4, multiple_of=4)
+    hidden_size: Width = Field(ge=4, multiple_of=4)
     """D, a multiple of 4 (positions) and of num_heads."""
-    num_layers: int = Field(ge=1)
+    num_layers: Depth
     """Number of blocks."""
-    num_heads: int = Field(ge=1)
+    num_heads: Width
     """Attention heads; must divide hidden_size."""
-    intermediate_size: int = Field(ge=1)
+    intermediate_size: Width
     """Width of the gated feed-forward."""
     norm_eps: float = 1e-6
     """Added to the mean square in each norm."""
@@ -65,11 +69,11 @@ class DiTSize(Config):
 class DiTConfig(DiTSize):
     """A DiT over a grid of latents."""
 
-    grid: tuple[int, int]
+    grid: tuple[Side, Side]
     """Height and width of the latents."""
-    latent_channels: int = Field(ge=1)
+    latent_channels: Width
     """C."""
-    vocab_size: int = Field(ge=1)
+    vocab_size: Width
     """Classes and one null class."""
 
 
@@ -135,14 +139,13 @@ class DiT(nn.Module):
             x = block(x, activated)
         return self.final(x, activated)  # type: ignore[no-any-return]
 
-    def loss(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def loss(self, x0: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Squared error (B, T) summed over channels, and the timesteps (B,) it was taken at.
 
-        One timestep for a whole image, as DiT is trained.
+        One timestep for a whole image, as DiT is trained; ``draws`` has a row for each image.
         """
-        steps = self.config.diffusion.num_train_timesteps
-        t = torch.randint(steps, (x0.shape[0],), generator=generator, device=x0.device)
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        t = draws.integers(self.config.diffusion.num_train_timesteps, x0.shape[:1])
+        noise = draws.normal(x0.shape)
         per_position = t.unsqueeze(1).expand(x0.shape[:2])
         x_t = self.schedule.add_noise(x0, noise, per_position)
         error = self(x_t, t, labels).float() - self.schedule.target(x0, noise, per_position)

@@ -20,11 +20,12 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from latentlm_core.config import Config
+from latentlm_core.config import Config, Depth, Width
 from latentlm_core.diffusion import DiffusionConfig, NoiseSchedule
+from latentlm_core.draws import Draws
 from latentlm_core.layout import Kind, MaskRule, SequenceLayout
 from latentlm_core.models.dit import DiTBlock, DiTSize
 from latentlm_core.models.heads import FinalLayer
@@ -41,7 +42,7 @@ class TransfusionSize(Config):
     """Which network this configures."""
     backbone: TransformerConfig
     """The Transformer."""
-    head_layers: int = Field(ge=1)
+    head_layers: Depth
     """Number of blocks of the head, which are as wide as the backbone's."""
     diffusion: DiffusionConfig = DiffusionConfig()
     """The noise law."""
@@ -77,11 +78,11 @@ class TransfusionSize(Config):
 class TransfusionConfig(TransfusionSize):
     """A Transfusion."""
 
-    latent_channels: int = Field(ge=1)
+    latent_channels: Width
     """C."""
-    vocab_size: int = Field(ge=1)
+    vocab_size: Width
     """Token ids: text and marks."""
-    num_latents: int = Field(ge=1)
+    num_latents: Width
     """T, of every image."""
 
 
@@ -133,26 +134,23 @@ class Transfusion(nn.Module):
         x = self.embed(ids, latents, layout.kind, clean)
         return self.backbone(x, layout.position, layout.mask(MaskRule.FREE_SPANS))  # type: ignore[no-any-return]
 
-    def forward(
-        self, ids: Tensor, latents: Tensor, layout: SequenceLayout, generator: torch.Generator
-    ) -> Losses:
+    def forward(self, ids: Tensor, latents: Tensor, layout: SequenceLayout, draws: Draws) -> Losses:
         """Errors of every prediction that the layout asks for, at timesteps drawn anew.
 
         Args:
             ids: (B, L + 1).
             latents: (B, L + 1, C) float32.
             layout: of the L fed positions; every image that it has learned is there as a whole.
-            generator: source of timesteps and noise.
+            draws: source of timesteps and noise, a row for each latent to predict.
 
         Returns:
             the unreduced errors, with R = 1.
         """
-        num_latents, device = self.config.num_latents, latents.device
+        num_latents = self.config.num_latents
         shape = (layout.latent_targets.numel() // num_latents, num_latents, latents.shape[2])
-        steps = self.config.diffusion.num_train_timesteps
-        t = torch.randint(steps, shape[:1], generator=generator, device=device)
-        noise = torch.randn(shape, generator=generator, device=device)
-        return self.errors(ids, latents, layout, t, noise)
+        draws = draws.groups(num_latents)
+        t = draws.integers(self.config.diffusion.num_train_timesteps, shape[:1])
+        return self.errors(ids, latents, layout, t, draws.normal(shape))
 
     def errors(
         self, ids: Tensor, latents: Tensor, layout: SequenceLayout, t: Tensor, noise: Tensor

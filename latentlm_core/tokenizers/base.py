@@ -9,13 +9,15 @@ Axes: B examples, T latent positions, C latent channels.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
+from annotated_types import Len
 from pydantic import Field
 from torch import Tensor
 
 from latentlm_core.config import Config
+from latentlm_core.draws import Draws
 
 Grid = tuple[int, ...]
 """How T latent positions fold back: (height, width) for images, (frames,) for audio."""
@@ -46,22 +48,20 @@ class LatentPosteriorConfig(Config):
     std: Annotated[float, Field(ge=0, lt=1e6)] = 0.75
     """C_sigma: the mean |sigma| of `gaussian`, the sigma of `fixed`; unused otherwise."""
 
-    def draw(
-        self, mean: Tensor, log_variance: Tensor | None, generator: torch.Generator | None
-    ) -> Tensor:
+    def draw(self, mean: Tensor, log_variance: Tensor | None, draws: Draws) -> Tensor:
         """Draw raw latents z = mean + sigma * epsilon.
 
         Args:
             mean: (B, ...) posterior means.
             log_variance: (B, ...) of `learned`, else None.
-            generator: the source of randomness, on the device of ``mean``.
+            draws: the source of randomness, on the device of ``mean``, a row for each example.
 
         Returns:
             (B, ...) raw latents, of the dtype of ``mean``.
         """
         if self.kind is PosteriorKind.NONE:
             return mean
-        noise = _randn(mean.shape, mean, generator)
+        noise = draws.normal(mean.shape, dtype=mean.dtype)
         if self.kind is PosteriorKind.LEARNED:
             if log_variance is None:
                 raise ValueError("a learned posterior needs its log-variance")
@@ -69,7 +69,7 @@ class LatentPosteriorConfig(Config):
         if self.kind is PosteriorKind.FIXED:
             return mean + self.std * noise
         per_example = (mean.shape[0], *(1,) * (mean.ndim - 1))
-        sigma = _randn(per_example, mean, generator) * (self.std / SIGMA_DIVISOR)
+        sigma = draws.normal(per_example, dtype=mean.dtype) * (self.std / SIGMA_DIVISOR)
         return mean + sigma * noise
 
     def noise_variance(self, log_variance: Tensor | None = None) -> float:
@@ -96,9 +96,9 @@ class LatentPosterior:
     log_variance: Tensor | None
     rule: LatentPosteriorConfig
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw raw latents (B, T, C)."""
-        return self.rule.draw(self.mean, self.log_variance, generator)
+    def sample(self, draws: Draws) -> Tensor:
+        """Draw raw latents (B, T, C); ``draws`` has a row for each example."""
+        return self.rule.draw(self.mean, self.log_variance, draws)
 
     def one(self, index: int) -> "LatentPosterior":
         """That of one input, (1, T, C), on the host, where what is drawn is the same everywhere."""
@@ -125,9 +125,9 @@ class LatentPosterior:
 class LatentStats(Config):
     """Normalisation of latents, kept with every latent set and every model."""
 
-    shift: tuple[float, ...]
+    shift: Annotated[tuple[float, ...], Len(1)]
     """Subtracted from raw latents: one number, or one a channel."""
-    scale: tuple[float, ...]
+    scale: Annotated[tuple[float, ...], Len(1)]
     """Multiplied afterwards: 1 / std of the drawn raw latents; one number, or one a channel."""
 
     def normalise(self, raw: Tensor) -> Tensor:
@@ -158,7 +158,3 @@ class Tokenizer(Protocol):
 
     def grid(self, media_shape: Sequence[int]) -> Grid:
         """How the T positions of media of this shape fold back; T is its product."""
-
-
-def _randn(shape: Any, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)

@@ -17,11 +17,11 @@ from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch.nn.functional as F
-from annotated_types import MinLen
-from pydantic import PositiveInt, model_validator
+from annotated_types import Len
+from pydantic import model_validator
 from torch import Tensor, channels_last, nn
 
-from latentlm_core.config import Config
+from latentlm_core.config import Config, Depth, Width
 from latentlm_core.errors import ConfigError, DataError
 from latentlm_core.tokenizers.base import Grid
 
@@ -34,15 +34,15 @@ class ConvConfig(Config):
     modality: ClassVar[Literal["image"]] = "image"
     kind: Literal["conv"] = "conv"
     """Convolutional residual network."""
-    image_size: PositiveInt = 32
+    image_size: Width = 32
     """Height and width of the training images, in pixels."""
-    channels: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (64, 128, 256)
+    channels: Annotated[tuple[Width, ...], Len(1, 16)] = (64, 128, 256)
     """Width of each level, multiples of 8; each level after the first halves the grid."""
-    num_blocks: PositiveInt = 1
+    num_blocks: Depth = 1
     """Residual blocks of each level, on each side."""
-    stem_patch_size: PositiveInt = 2
+    stem_patch_size: Width = 2
     """Pixels that the first layer folds into one position, along each side."""
-    latent_patch_size: PositiveInt = 1
+    latent_patch_size: Width = 1
     """Positions of the last level that are folded into one latent, along each side: fewer latents
     of more channels out of the same network."""
 

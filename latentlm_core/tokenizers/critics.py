@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from latentlm_core.config import Config
 from latentlm_core.errors import ConfigError
+from latentlm_core.processes import ALONE, Processes
 
 KERNEL = 4
 NORM_GROUPS = 8
@@ -86,7 +87,11 @@ def hinge_generator_loss(fake: Tensor) -> Tensor:
 
 
 def adaptive_gan_weight(
-    images: Tensor, likeness_gradient: Tensor, gan_gradient: Tensor, last_weight: Tensor
+    images: Tensor,
+    likeness_gradient: Tensor,
+    gan_gradient: Tensor,
+    last_weight: Tensor,
+    sharers: Processes = ALONE,
 ) -> Tensor:
     """How much the GAN may pull at the decoder's last layer (Esser et al. 2021, Eq. 7).
 
@@ -96,12 +101,13 @@ def adaptive_gan_weight(
             compares them with the originals.
         gan_gradient: (B, 3, H, W) gradient of the generator's GAN loss.
         last_weight: the decoder's last weight.
+        sharers: the processes that share the batch; each has some of its images.
 
     Returns:
         The ratio of the two gradients' norms at ``last_weight``, a scalar in [0, 1e4], detached.
     """
     likeness, gan = (
-        torch.autograd.grad(images, last_weight, gradient, retain_graph=True)[0].norm()
+        sharers.sum(torch.autograd.grad(images, last_weight, gradient, retain_graph=True)[0]).norm()
         for gradient in (likeness_gradient, gan_gradient)
     )
     ratio: Tensor = likeness / (gan + 1e-4)

@@ -12,10 +12,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
-from latentlm_core.config import Config
+from latentlm_core.config import Config, Width
 from latentlm_core.errors import ArtifactError, DataError
 from latentlm_core.tokenizers.base import (
     Grid,
@@ -39,7 +39,7 @@ SpeechNetwork = CausalConvConfig | SpectralConfig
 class SigmaVAEConfig(Config):
     """Everything that decides a sigma-VAE; ``build_tokenizer`` makes one of it."""
 
-    latent_channels: PositiveInt = 16
+    latent_channels: Width = 16
     """C: channels of each latent position."""
     posterior: LatentPosteriorConfig = LatentPosteriorConfig()
     """How a latent is drawn around its mean."""

@@ -16,13 +16,13 @@ Axes: B clips, S audio samples, N frames, T latent positions, C latent channels,
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from latentlm_core.config import Config
+from latentlm_core.config import Config, Width
 from latentlm_core.nn.layers import RMSNorm
 from latentlm_core.tokenizers.base import Grid
 from latentlm_core.tokenizers.causal import (
@@ -47,19 +47,19 @@ class SpectralConfig(Config):
     modality: ClassVar[Literal["speech"]] = "speech"
     kind: Literal["spectral"] = "spectral"
     """Networks on short-time spectra."""
-    sample_rate: PositiveInt = 8_000
+    sample_rate: Width = 8_000
     """Of the audio, in Hz."""
-    frame_length: PositiveInt = 320
+    frame_length: Annotated[int, Field(ge=1, le=2**16)] = 320
     """Samples of a frame, a multiple of frame_hop."""
-    frame_hop: PositiveInt = 80
+    frame_hop: Annotated[int, Field(ge=1, le=2**16)] = 80
     """Samples between frames."""
-    frames_per_latent: PositiveInt = 8
+    frames_per_latent: Annotated[int, Field(ge=1, le=2**16)] = 8
     """Frames behind one latent position."""
-    width: PositiveInt = 256
+    width: Width = 256
     """Channels of all blocks."""
-    frame_blocks: NonNegativeInt = 4
+    frame_blocks: Annotated[int, Field(ge=0, le=1000)] = 4
     """Blocks at the rate of the frames, on each side."""
-    latent_blocks: NonNegativeInt = 2
+    latent_blocks: Annotated[int, Field(ge=0, le=1000)] = 2
     """Blocks at the rate of the latents, on each side."""
     layer_scale: float = 0.1
     """Where the residuals' factors start."""

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
 
-from annotated_types import MinLen
-from pydantic import Field, PositiveInt, model_validator
+from annotated_types import Len
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from latentlm_core.config import Config
+from latentlm_core.config import Config, Width
 from latentlm_core.errors import DataError
 from latentlm_core.tokenizers.base import Grid
 from latentlm_core.tokenizers.causal import (
@@ -38,16 +38,16 @@ class CausalConvConfig(Config):
     modality: ClassVar[Literal["speech"]] = "speech"
     kind: Literal["causal-conv"] = "causal-conv"
     """Causal convolutions on samples, as published."""
-    sample_rate: PositiveInt = 24_000
+    sample_rate: Width = 24_000
     """Of the audio, in Hz."""
-    base_channels: PositiveInt = 32
+    base_channels: Annotated[int, Field(ge=1, le=2**12)] = 32
     """Width of the level nearest to the samples; it doubles with each stride."""
-    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], MinLen(1)] = (
+    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Len(1, 12)] = (
         *(2, 2, 4),
         *(5, 5, 8),
     )
     """Strides of the encoder, from the samples on; the decoder has them in reverse."""
-    num_blocks: tuple[Annotated[int, Field(ge=0)], ...] = (3, 3, 3, 3, 3, 3, 8)
+    num_blocks: tuple[Annotated[int, Field(ge=0, le=1000)], ...] = (3, 3, 3, 3, 3, 3, 8)
     """Blocks of each level of the encoder, one level more than strides; the decoder mirrors it."""
     layer_scale: float = 1e-6
     """Where the residuals' factors start."""

@@ -16,10 +16,10 @@ from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from latentlm_core.config import Config
+from latentlm_core.config import Config, Depth, Width
 from latentlm_core.errors import DataError
 from latentlm_core.tokenizers.base import Grid
 
@@ -33,15 +33,15 @@ class ViTConfig(Config):
     modality: ClassVar[Literal["image"]] = "image"
     kind: Literal["vit"] = "vit"
     """Vision Transformer."""
-    image_size: PositiveInt = 256
+    image_size: Width = 256
     """Height and width of the images, in pixels."""
-    patch_size: PositiveInt = 16
+    patch_size: Width = 16
     """Height and width of the pixels behind one latent position."""
-    hidden_size: PositiveInt = 768
+    hidden_size: Width = 768
     """D of both towers; the MLPs are four times as wide."""
-    num_layers: PositiveInt = 12
+    num_layers: Depth = 12
     """Blocks of each tower."""
-    num_heads: PositiveInt = 12
+    num_heads: Width = 12
     """Attention heads of each block."""
 
     @model_validator(mode="after")

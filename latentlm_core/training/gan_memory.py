@@ -16,7 +16,7 @@ and convolution workspaces. It is so a lower bound; the profiler saw a step's pe
 import weakref
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,8 @@ def _extrapolate(task: AnyVAETask, turn: Turn, batch: MediaBatch) -> int:
 def _first(batch: MediaBatch, count: int) -> MediaBatch:
     """The first example, ``count`` times."""
     first = batch.media[:1]
-    return replace(batch, media=first.repeat(count, *(1,) * (first.ndim - 1)), keys=("",) * count)
+    media = first.repeat(count, *(1,) * (first.ndim - 1))
+    return MediaBatch(media, batch.labels[:1].repeat(count), ("",) * count)
 
 
 def _frozen(task: AnyVAETask) -> list[nn.Module]:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from latentlm_core.config import Config
 from latentlm_core.data.packing import SequenceBatch
+from latentlm_core.draws import Draws
 from latentlm_core.models.dit import DiT
-from latentlm_core.models.latent_lm import LatentLM
+from latentlm_core.models.latent_lm import LatentLM, Losses
 from latentlm_core.models.transfusion import Transfusion
-from latentlm_core.training.tasks import Term, Terms, Turn
+from latentlm_core.training.tasks import ElementErrors, Term, Terms, Turn
 
 NUM_BANDS = 4
 """Validation splits the diffusion loss into this many equal bands of timesteps."""
@@ -47,7 +48,7 @@ class LMTask:
 
     def validate(self, batch: SequenceBatch, generator: torch.Generator) -> Terms:
         """The losses, and the diffusion loss by band of timesteps."""
-        losses = self.model(batch.ids, batch.latents, batch.layout, generator)
+        losses = self._errors(batch, generator)
         terms = self._terms(losses.latent, losses.text)
         return terms | loss_bands(
             losses.latent,
@@ -60,9 +61,32 @@ class LMTask:
         """Nothing of this model calls for a warning yet."""
         return ()
 
+    def element_errors(
+        self, batch: SequenceBatch, generator: torch.Generator
+    ) -> dict[str, ElementErrors]:
+        """The errors of latents and of tokens."""
+        losses, layout = self._errors(batch, generator), batch.layout
+        length = layout.kind.shape[1]
+        latent_rows = (layout.latent_targets // length).expand_as(losses.latent)
+        errors = {
+            "latent": ElementErrors(
+                losses.latent.flatten(),
+                latent_rows.flatten(),
+                losses.timesteps.flatten(),
+                band_edges(self.model.schedule.config.num_train_timesteps),
+            )
+        }
+        if self.model.predicts_text:
+            errors["text"] = ElementErrors(losses.text, layout.text_targets // length)
+        return errors
+
     def _losses(self, batch: SequenceBatch, generator: torch.Generator) -> Terms:
-        losses = self.model(batch.ids, batch.latents, batch.layout, generator)
+        losses = self._errors(batch, generator)
         return self._terms(losses.latent, losses.text)
+
+    def _errors(self, batch: SequenceBatch, generator: torch.Generator) -> Losses:
+        draws = Draws(generator, batch.targets)
+        return self.model(batch.ids, batch.latents, batch.layout, draws)  # type: ignore[no-any-return]
 
     def _counts(self, batch: SequenceBatch) -> dict[str, int]:
         config = self.model.config
@@ -98,7 +122,7 @@ class DiTTask:
 
     def validate(self, batch: SequenceBatch, generator: torch.Generator) -> Terms:
         """The loss, and the loss by band of timesteps."""
-        error, t = self.model.loss(batch.latents[:, 1:], batch.ids[:, 0], generator)
+        error, t = self._errors(batch, generator)
         config = self.model.config
         return self._terms(error) | loss_bands(
             error,
@@ -111,15 +135,34 @@ class DiTTask:
         """Nothing of this model calls for a warning yet."""
         return ()
 
+    def element_errors(
+        self, batch: SequenceBatch, generator: torch.Generator
+    ) -> dict[str, ElementErrors]:
+        """The errors of latents."""
+        error, t = self._errors(batch, generator)
+        rows = torch.arange(len(error), device=error.device)
+        edges = band_edges(self.model.config.diffusion.num_train_timesteps)
+        each_row, each_t = (part.unsqueeze(1).expand_as(error).flatten() for part in (rows, t))
+        return {"latent": ElementErrors(error.flatten(), each_row, each_t, edges)}
+
     def _losses(self, batch: SequenceBatch, generator: torch.Generator) -> Terms:
-        error, _ = self.model.loss(batch.latents[:, 1:], batch.ids[:, 0], generator)
+        error, _ = self._errors(batch, generator)
         return self._terms(error)
+
+    def _errors(self, batch: SequenceBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        draws = Draws(generator, batch.rows)
+        return self.model.loss(batch.latents[:, 1:], batch.ids[:, 0], draws)
 
     def _counts(self, batch: SequenceBatch) -> dict[str, int]:
         return {"latent": batch.latents[:, 1:].numel()}
 
     def _terms(self, error: Tensor) -> Terms:
         return {"latent": Term(error.sum(), error.numel() * self.model.config.latent_channels)}
+
+
+def band_edges(num_timesteps: int) -> tuple[int, ...]:
+    """Where the bands of timesteps begin, and T, where the last one ends."""
+    return tuple(num_timesteps * band // NUM_BANDS for band in range(NUM_BANDS + 1))
 
 
 def loss_bands(error: Tensor, timesteps: Tensor, num_timesteps: int, channels: int) -> Terms:
@@ -134,9 +177,8 @@ def loss_bands(error: Tensor, timesteps: Tensor, num_timesteps: int, channels: i
     Returns:
         one term a band that has errors in it, named ``latent/t0-249`` and so on.
     """
-    edges = [num_timesteps * band // NUM_BANDS for band in range(NUM_BANDS + 1)]
     terms = {}
-    for low, high in pairwise(edges):
+    for low, high in pairwise(band_edges(num_timesteps)):
         inside = (timesteps >= low) & (timesteps < high)
         count = int(inside.sum())
         if count:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from latentlm_core.config import Config
 from latentlm_core.data.stream import MediaBatch
+from latentlm_core.draws import Draws
 from latentlm_core.runtime import seeded_init
 from latentlm_core.tokenizers.mel import MelConfig, MelDistance
 from latentlm_core.tokenizers.sigma_vae import SigmaVAE
@@ -168,7 +169,7 @@ class SpeechVAETask:
     ) -> Terms:
         media = batch.media
         posterior = self.vae.encode(media)
-        reconstruction = self._decode(posterior.sample(generator), media)
+        reconstruction = self._decode(posterior.sample(Draws(generator, batch.rows)), media)
         samples = reconstruction.detach().requires_grad_()
         terms = {
             name: Judgement.of(term, samples).term(reconstruction)
@@ -183,7 +184,8 @@ class SpeechVAETask:
     ) -> Terms:
         media, count = batch.media, len(batch)
         with torch.no_grad():
-            fake = self._decode(self.vae.encode(media).sample(generator), media)
+            latents = self.vae.encode(media).sample(Draws(generator, batch.rows))
+            fake = self._decode(latents, media)
         real_verdicts, fake_verdicts = critic(media), critic(fake)
         loss = critic_loss(self.config.critic.loss, real_verdicts, fake_verdicts)
         return {

@@ -2,15 +2,18 @@
 
 A task is the only difference between training a tokenizer, a LatentLM or a baseline. A loss is a
 set of ``Term``s, each a sum and a count, never a mean: the trainer divides by the count of the
-whole (accumulated, one day distributed) batch, so the result does not depend on how it is split.
+whole (accumulated, shared) batch, so the result does not depend on how it is split.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from itertools import pairwise
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from latentlm_core.draws import WHOLE, Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +39,9 @@ class Turn:
     Attributes:
         name: of the optimiser in checkpoints and logs.
         module: whose parameters this turn updates.
-        loss: (batch, generator) => terms; the generator is on the batch's device. Names of terms
-            are unique over the turns of a task. Gradients that a turn leaves in the modules of
-            other turns are discarded.
+        loss: (batch, generator) => terms; the generator is on the batch's device, and the same for
+            every share of a batch. Names of terms are unique over the turns of a task. Gradients
+            that a turn leaves in the modules of other turns are discarded.
         weights: factor of each term in the objective; a term without one is only logged.
         counts: batch => the count of each weighted term, known before its loss is computed. It
             lets a step that is split into several batches free each one's graph before the next;
@@ -79,6 +82,42 @@ class Task(Protocol):
         """Warnings that the logged figures call for (an encoder that escapes its noise)."""
 
 
+@dataclass(frozen=True, slots=True)
+class ElementErrors:
+    """The errors of one batch that a term is the sum of, one by one.
+
+    Attributes:
+        values: (K,).
+        rows: (K,) int64, the row of the batch that each belongs to.
+        timesteps: (K,) int64; None where there is no noise.
+        edges: of the bands of timesteps, from 0 to T.
+    """
+
+    values: Tensor
+    rows: Tensor
+    timesteps: Tensor | None = None
+    edges: tuple[int, ...] = ()
+
+    def bands(self, which: Tensor) -> tuple[str, ...]:
+        """The bands that the errors of a mask (K,) lie in, as ``t0-249``."""
+        if self.timesteps is None:
+            return ()
+        chosen = self.timesteps[which]
+        return tuple(
+            f"t{low}-{high - 1}"
+            for low, high in pairwise(self.edges)
+            if ((chosen >= low) & (chosen < high)).any()
+        )
+
+
+@runtime_checkable
+class GivesErrors(Protocol):
+    """A task that tells errors one by one, so that those which are not finite can be named."""
+
+    def element_errors(self, batch: Any, generator: torch.Generator) -> Mapping[str, ElementErrors]:
+        """The errors of a batch by the name of their term, from a generator as a loss gets it."""
+
+
 class Batch(Protocol):
     """Some examples, ready for a task."""
 
@@ -92,12 +131,26 @@ class Batch(Protocol):
     def to(self, device: torch.device) -> Self:
         """The batch on ``device``, copied without making the host wait where possible."""
 
+    def share(self, index: int, count: int) -> Self:
+        """The rows that process ``index`` of ``count`` takes, consecutive and as equal as can be.
+
+        Terms and gradients of all shares add up to those of the whole, whose only share it is.
+
+        Raises:
+            ConfigError: there are fewer rows than processes.
+        """
+
 
 class BatchStream(Protocol):
     """A deterministic source of batches: batch k is a function of (seed, k) alone."""
 
-    def batches(self, start: int) -> Iterator[Batch]:
-        """Batches start, start + 1, ... without end; prefetched."""
+    def batches(self, numbers: Iterable[int], share: Share = WHOLE) -> Iterator[Batch]:
+        """The batches of these numbers, in this order; prefetched.
+
+        Args:
+            numbers: may have no end.
+            share: what ``Batch.share`` is asked for, of each of them.
+        """
 
     def held_out(self) -> Iterator[Batch]:
         """The finite set of validation batches, the same each time; may be empty."""

@@ -27,7 +27,9 @@ from torch import Tensor, nn
 
 from latentlm_core.config import Config
 from latentlm_core.data.stream import MediaBatch
+from latentlm_core.draws import Draws
 from latentlm_core.errors import ConfigError
+from latentlm_core.processes import current
 from latentlm_core.tokenizers.build import build_critic
 from latentlm_core.tokenizers.critics import (
     CriticConfig,
@@ -78,7 +80,8 @@ class VAETask:
         the start step on, gan (a logit, already scaled by the adaptive weight);
         logged only: std_mean = std(mu), std_latent = std(z), noise_to_signal = RMS sigma / std(z),
         gan_pull = the adaptive weight. These are figures of one batch, written as Terms whose
-        ``total / count`` is the figure; over several batches they average.
+        ``total / count`` is the figure; over several batches they average. So do the first three
+        over the shares of a batch, while the adaptive weight is that of the whole batch in each.
     Terms of the critic's turn: critic (a logit); logged only: critic_real, critic_fake, the mean
     logits. The critic sees reconstructions from a z of its own draw.
 
@@ -180,7 +183,7 @@ class VAETask:
     ) -> Terms:
         media = batch.media
         posterior = self.vae.encode(media)
-        reconstruction = self._decode(posterior.sample(generator), media)
+        reconstruction = self._decode(posterior.sample(Draws(generator, batch.rows)), media)
         pixels = reconstruction.detach().requires_grad_()
         likeness = {
             name: Judgement.of(term, pixels)
@@ -191,7 +194,7 @@ class VAETask:
             logits = critic(pixels).float()
             verdict = Term(hinge_generator_loss(logits), logits.numel())
             gan = Judgement.of(verdict, pixels)
-            terms |= self._gan_terms(gan, likeness, reconstruction)
+            terms |= self._gan_terms(gan, likeness, reconstruction, batch)
         return terms | latent_terms(posterior)
 
     def _critic_loss(
@@ -199,7 +202,8 @@ class VAETask:
     ) -> Terms:
         media = batch.media
         with torch.no_grad():
-            fake = self._decode(self.vae.encode(media).sample(generator), media)
+            latents = self.vae.encode(media).sample(Draws(generator, batch.rows))
+            fake = self._decode(latents, media)
         real_logits, fake_logits = critic(torch.cat([media, fake])).float().chunk(2)
         count = real_logits.numel()
         return {
@@ -220,17 +224,24 @@ class VAETask:
         return terms
 
     def _gan_terms(
-        self, gan: Judgement, likeness: Mapping[str, Judgement], reconstruction: Tensor
+        self,
+        gan: Judgement,
+        likeness: Mapping[str, Judgement],
+        reconstruction: Tensor,
+        batch: MediaBatch,
     ) -> Terms:
         if not self.config.adaptive_gan_weight:
             return {"gan": gan.term(reconstruction)}
+        times = (batch.rows.total if batch.rows else len(batch)) / len(batch)  # whole / own share
         parts = [
-            self._likeness[name] / part.count * part.gradient for name, part in likeness.items()
+            self._likeness[name] / (part.count * times) * part.gradient
+            for name, part in likeness.items()
         ]
         pull = adaptive_gan_weight(
             reconstruction,
             torch.stack(parts).sum(0),
-            gan.gradient / gan.count,
+            gan.gradient / (gan.count * times),
             self.vae.decoder.last_weight,
+            current().sharing(batch.num_sharers),
         )
         return {"gan": gan.term(reconstruction, pull), "gan_pull": figure(pull, gan.count)}

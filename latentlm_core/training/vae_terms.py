@@ -44,11 +44,11 @@ def latent_terms(posterior: LatentPosterior) -> Terms:
 
     kl counts latent values. Logged only: std_mean = std(mu), std_latent = std(z),
     noise_to_signal = RMS sigma / std(z). std(z)^2 is var(mu) + E[sigma^2], its expectation over
-    draws, as in the latents' statistics.
+    draws, as in the latents' statistics. Where a batch is shared, spreads are of the own share.
     """
     mean = posterior.mean.detach()
     if posterior.log_variance is None:
-        noise = mean.new_tensor(posterior.rule.noise_variance())
+        noise = mean.new_full((), posterior.rule.noise_variance())
     else:
         noise = posterior.log_variance.detach().exp().mean()
     signal = mean.var(correction=0)
