@@ -15,6 +15,7 @@ from latentlm_core.data.manifest import LatentSums
 from latentlm_core.data.media import center_crop, to_tensor
 from latentlm_core.data.shards import LatentSet
 from latentlm_core.data.sources import open_source
+from latentlm_core.draws import Draws
 from latentlm_core.errors import ArtifactError, BusyError, DataError
 from latentlm_core.tokenizers.base import LatentPosteriorConfig, PosteriorKind
 from tests.tiny_latents import Holed, Interrupting, content, flip_bit
@@ -201,7 +202,7 @@ def test_drawn_and_normalised_latents_have_unit_variance(encode, tmp_path):
     records = latents.read([*range(50)] * 200)
     assert records.log_variance is not None
     drawn = latents.posterior.draw(
-        records.mean, records.log_variance, torch.Generator().manual_seed(0)
+        records.mean, records.log_variance, Draws(torch.Generator().manual_seed(0))
     )
     normal = latents.manifest.stats(latents.posterior).normalise(drawn)
     assert abs(float(normal.mean())) < 0.01

@@ -1,6 +1,6 @@
 """Text-to-speech sequences out of latent sets of speech."""
 
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,7 @@ def many(stream: SpeechSequences, count: int) -> list:
 
 def test_a_batch_depends_on_seed_and_number_alone(latents):
     wanted = [sequences(latents, seed=3).batch(number) for number in (5, 6)]
-    stream = SpeechSequences(latents, BYTES, CONFIG, seed=3, read_ahead=2).batches(5)
+    stream = SpeechSequences(latents, BYTES, CONFIG, seed=3, read_ahead=2).batches(count(5))
     for batch in wanted:
         again = next(stream)
         assert again.keys == batch.keys
@@ -372,7 +372,7 @@ def test_after_a_curriculum_batches_are_as_without_one(exact):
 @pytest.mark.parametrize("start", [0, 3, GROWING - 1, GROWING, GROWING + 2])
 def test_a_curriculum_can_be_resumed_at_any_batch(latents, start):
     settings = CONFIG.model_copy(update={"curriculum_batches": GROWING})
-    stream = SpeechSequences(latents, BYTES, settings, seed=3).batches(start)
+    stream = SpeechSequences(latents, BYTES, settings, seed=3).batches(count(start))
     for number in (start, start + 1):
         again = sequences(latents, seed=3, curriculum_batches=GROWING).batch(number)
         batch = next(stream)

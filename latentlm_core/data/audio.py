@@ -12,8 +12,9 @@ Axes: S samples.
 
 import io
 import wave
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,11 @@ from pydantic import Field
 
 from latentlm_core import files
 from latentlm_core.config import Config
-from latentlm_core.data.base import Clip, Samples
+from latentlm_core.data.base import Clip, Samples, whole_file
 from latentlm_core.errors import ArtifactError, CorruptFileError, DataError
+
+if TYPE_CHECKING:
+    import soundfile
 
 FORMATS = ("WAV", "WAVEX", "W64", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF")
 SUFFIXES = (
@@ -33,8 +37,8 @@ SUFFIXES = (
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 384_000
 MAX_VALUES = 100_000_000
 """Longer recordings (samples * channels) are refused: decoded, this is 400 MB."""
-MAX_BYTES = 1_000_000_000
-"""Larger files are refused, for they are read as a whole."""
+BLOCK_VALUES = 1_000_000
+"""Samples * channels that are decoded at once."""
 LOUDNESS_DBFS = -25.0
 """Root mean square of what a network gets, relative to full scale."""
 
@@ -75,23 +79,22 @@ def read_audio(content: Path | bytes, where: str) -> tuple[Samples, int]:
     """
     import soundfile
 
-    encoded = content if isinstance(content, bytes) else _read_bytes(content, where)
-    if not encoded:
-        raise CorruptFileError(f"{where} is empty.")
+    encoded = whole_file(content, where)
     try:
         with soundfile.SoundFile(_Bytes(encoded)) as file:
             _check_header(file.format, file.samplerate, file.frames * file.channels, where)
-            channels = file.read(dtype="float32", always_2d=True)
+            blocks = list(_blocks(file))
             sample_rate = int(file.samplerate)
     except DataError:
         raise
     except Exception as error:  # hostile bytes raise anything inside a decoder
         raise CorruptFileError(f"{where} is no audio, or broken ({_short(error)}).") from None
-    if not len(channels):
+    if not blocks:
         raise CorruptFileError(f"{where} holds no samples.")
-    if not np.isfinite(channels).all():
+    samples = np.concatenate(blocks)
+    if not np.isfinite(samples).all():
         raise CorruptFileError(f"{where} holds samples that are not finite numbers.")
-    return np.clip(channels.mean(axis=1), -1.0, 1.0), sample_rate
+    return np.clip(samples, -1.0, 1.0, out=samples), sample_rate
 
 
 def resample(samples: Samples, sample_rate: int, to_rate: int) -> Samples:
@@ -246,21 +249,17 @@ class _Bytes(io.BytesIO):
         return self.tell() if whence == 0 and offset < 0 else super().seek(offset, whence)
 
 
+def _blocks(file: "soundfile.SoundFile") -> Iterator[Samples]:
+    """The mean of the channels (S,), a part at a time, so that no header decides on memory."""
+    frames = max(BLOCK_VALUES // file.channels, 1)
+    while len(block := file.read(frames, dtype="float32", always_2d=True)):
+        yield block.mean(axis=1)
+
+
 def _describe(file: wave.Wave_write, sample_rate: int) -> None:
     file.setnchannels(1)
     file.setsampwidth(2)
     file.setframerate(sample_rate)
-
-
-def _read_bytes(path: Path, where: str) -> bytes:
-    try:
-        if not path.is_file():
-            raise CorruptFileError(f"{where} is not there, or no file.")
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{where} is larger than the {MAX_BYTES} bytes allowed.")
-        return path.read_bytes()
-    except OSError as error:
-        raise CorruptFileError(f"{where} cannot be read: {error.strerror or error}.") from None
 
 
 def _check_header(kind: str, sample_rate: int, values: int, where: str) -> None:

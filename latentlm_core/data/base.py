@@ -3,15 +3,17 @@
 A source is finite and read at random: shuffling, sharding and resuming are arithmetic on indices.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from latentlm_core.config import Config
-from latentlm_core.errors import DataError
+from latentlm_core.errors import CorruptFileError, DataError
 from latentlm_core.progress import SILENT, Progress
 
 Image = npt.NDArray[np.uint8]
@@ -94,6 +96,39 @@ Source = AnySource[Example]
 """Images."""
 SpeechSource = AnySource[Clip]
 """Recordings, whose classes are the speakers."""
+
+
+MAX_BYTES = 1_000_000_000
+"""Larger files of an item are refused, for they are read as a whole."""
+
+
+def whole_file(content: Path | bytes, where: str) -> bytes:
+    """What is encoded in a file, or in its bytes.
+
+    Args:
+        content: the file, or its bytes.
+        where: name of the item for messages, its key as a rule.
+
+    Raises:
+        DataError: it is too large.
+        CorruptFileError: it is missing or empty, or cannot be read.
+    """
+    if isinstance(content, Path):
+        content = _read(content, where)
+    if not content:
+        raise CorruptFileError(f"{where} is empty.")
+    return content
+
+
+def _read(path: Path, where: str) -> bytes:
+    try:
+        if not os.path.isfile(path):
+            raise CorruptFileError(f"{where} is not there, or no file.")
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{where} is larger than the {MAX_BYTES} bytes allowed.")
+        return path.read_bytes()
+    except OSError as error:
+        raise CorruptFileError(f"{where} cannot be read: {error.strerror or error}.") from None
 
 
 MAX_BROKEN_SHARE = 0.01

@@ -1,4 +1,7 @@
-"""Tables of the `datasets` library: parquet folders and sets on the hub; those that hold images."""
+"""Tables of the `datasets` library: parquet folders and sets on the hub; those that hold images.
+
+What is read here of a ``datasets.Dataset`` a ``StreamedTable`` answers as well.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,11 +10,13 @@ from typing import Any
 
 from latentlm_core.data.annotations import as_caption, as_question
 from latentlm_core.data.base import Example, Question
+from latentlm_core.data.blocks import Streamed
 from latentlm_core.data.media import read_image
-from latentlm_core.errors import DataError, did_you_mean
+from latentlm_core.data.streamed_table import StreamedTable
+from latentlm_core.errors import DataError, LatentLMError, did_you_mean
 
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
-CAPTION_COLUMNS = ("text", "caption", "captions", "description", "prompt")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
+CAPTION_COLUMNS = ("text", "caption", "captions", "description", "prompt", "txt")
 QUESTIONS_COLUMN = "questions"
 QUESTION_COLUMNS = "question", "answer"
 SPLITS = {"train": ("train",), "test": ("validation", "valid", "val", "test")}
@@ -23,14 +28,19 @@ class ColumnSource:
     The image is the first column of that type; the label is the column of a usual name, else the
     first of class labels; a caption is a text or a list of texts; questions are a column of
     {question, answer}, or one of questions beside one of answers, where an answer may be a list,
-    of which the most frequent one counts; keys are row numbers.
+    of which the most frequent one counts; keys are row numbers. Of a stream no files are read that
+    its cells only name.
 
     Args:
-        table: a ``datasets.Dataset``.
+        table: a ``datasets.Dataset``, or a ``StreamedTable``.
         name: what it is called in messages.
+
+    Attributes:
+        streamed: where its items come from that are read in blocks, see ``blocks.streamed``.
 
     Raises:
         DataError: the table has no image column, or labels that are no classes.
+        ArtifactError: a stream cannot be read.
     """
 
     def __init__(self, table: Any, name: str) -> None:
@@ -50,6 +60,7 @@ class ColumnSource:
         self._table = table.select_columns([key for key in features if key in wanted]).cast_column(
             self._image, datasets.Image(decode=False)
         )
+        self.streamed = streamed_rows(self._table)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -59,7 +70,8 @@ class ColumnSource:
         with one_sentence(f"{key} cannot be read"):
             row = self._table[index]
         cell = row[self._image] or {}
-        content = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else b"")
+        is_file = cell.get("path") and self.streamed is None
+        content = cell.get("bytes") or (Path(cell["path"]) if is_file else b"")
         caption = as_caption(row[self._caption]) if self._caption else None
         label = self._checked_label(row, key)
         return Example(read_image(content, key), label, caption, key, self._questions(row))
@@ -80,7 +92,7 @@ class ColumnSource:
         names = getattr(table.features[self._label], "names", None)
         if names is not None:
             return tuple(names)
-        largest = max((label for label in table[self._label] if label is not None), default=-1)
+        largest = _largest(table, self._label)
         if largest >= MAX_CLASSES:
             raise DataError(
                 f"{self.name}: the column {self._label} goes up to {largest}, so it holds no "
@@ -101,6 +113,11 @@ class ColumnSource:
 MAX_CLASSES = 1_000_000
 
 
+def streamed_rows(table: Any) -> Streamed | None:
+    """What a source over a table says of its blocks (``blocks.streamed``)."""
+    return Streamed(table, range(len(table))) if isinstance(table, StreamedTable) else None
+
+
 def open_parquet(paths: Sequence[Path], name: str) -> ColumnSource:
     """Read parquet files as one table, in the order given.
 
@@ -117,7 +134,7 @@ def read_parquet(paths: Sequence[Path], name: str) -> Any:
         DataError: they cannot be read.
     """
     hint = f"Files: {', '.join(path.name for path in paths[:3])}"
-    with _quiet() as datasets, one_sentence(f"{name} cannot be read as parquet", hint):
+    with quiet() as datasets, one_sentence(f"{name} cannot be read as parquet", hint):
         return datasets.Dataset.from_parquet([str(path) for path in paths])
 
 
@@ -158,21 +175,49 @@ def read_hub(place: str, split: str, name: str, streaming: bool = False) -> Any 
     Raises:
         DataError: it cannot be loaded, or has no split to train on or of the name given.
     """
+    repository, own_split = split_of(place, name)
+    if own_split and split == "test":
+        return None
+    hint = "Check the name, the network, and `hf auth login` if the set is gated."
+    with quiet() as datasets, one_sentence(f"{name} cannot be loaded from the hub", hint):
+        part = choose_split(own_split, split, datasets.get_dataset_split_names(repository), name)
+        if part is None:
+            return None
+        return datasets.load_dataset(repository, split=part, streaming=streaming)
+
+
+def split_of(place: str, name: str) -> tuple[str, str]:
+    """ORG/NAME[:SPLIT] as its two parts, the second of which may be empty.
+
+    Raises:
+        DataError: it is of another form.
+    """
     repository, _, own_split = place.partition(":")
     if repository.count("/") > 1 or not repository:
         raise DataError(f"{name} is not of the form hf:ORG/NAME or hf:ORG/NAME:SPLIT.")
-    if own_split and split == "test":
-        return None
+    return repository, own_split
+
+
+def choose_split(own_split: str, split: str, known: Sequence[str], name: str) -> str | None:
+    """The split of a set of the hub that is read for `train` or `test`.
+
+    Args:
+        own_split: the one that the user names, or nothing.
+        split: `train` or `test`, for which near names are tried.
+        known: the splits that there are.
+        name: of the set, for messages.
+
+    Returns:
+        None where the set has no part for `test`.
+
+    Raises:
+        DataError: it has none to train on, or none of the name given.
+    """
     names = (own_split,) if own_split else SPLITS[split]
-    hint = "Check the name, the network, and `hf auth login` if the set is gated."
-    with _quiet() as datasets, one_sentence(f"{name} cannot be loaded from the hub", hint):
-        known = datasets.get_dataset_split_names(repository)
-        for part in names:
-            if part in known:
-                return datasets.load_dataset(repository, split=part, streaming=streaming)
-    if split == "train":
+    part = next((part for part in names if part in known), None)
+    if part is None and split == "train":
         raise DataError(f"{name}: no split {names[0]!r}. {did_you_mean(names[0], known)}")
-    return None
+    return part
 
 
 @contextmanager
@@ -180,11 +225,12 @@ def one_sentence(message: str, hint: str | None = None) -> Iterator[None]:
     """Network, permission, scripts, damaged tables: the library lets everything through.
 
     Raises:
-        DataError: the message with the reason, or the one that was raised.
+        DataError: the message with the reason.
+        LatentLMError: the one that was raised.
     """
     try:
         yield
-    except DataError:
+    except LatentLMError:
         raise
     except Exception as error:
         raise DataError(f"{message}: {_reason(error)}.", hint) from None
@@ -196,7 +242,7 @@ def is_text(kind: Any) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[Any]:
+def quiet() -> Iterator[Any]:
     """The `datasets` module with its progress bars off for the time being."""
     import datasets
 
@@ -228,6 +274,13 @@ def _question_columns(features: dict[str, Any]) -> tuple[str, ...]:
 def _are_asked(features: dict[str, Any]) -> bool:
     question, answer = (features.get(key) for key in QUESTION_COLUMNS)
     return is_text(question) and _is_texts(answer)
+
+
+def _largest(table: Any, column: str) -> int:
+    """The largest number of a column; -1 where it has none."""
+    if isinstance(table, StreamedTable):
+        return table.largest(column)
+    return max((cell for cell in table[column] if cell is not None), default=-1)
 
 
 def _label_column(features: dict[str, Any]) -> str | None:

@@ -1,14 +1,17 @@
-"""From indices of a source to uint8 views of its images, in worker processes or here.
+"""From indices of a source to uint8 views of its images, in workers or here.
 
 The result is the same for any number of workers: what is decoded, and in which order, is decided
-by the caller; a broken item is reported, never replaced, by the worker that met it.
+by the caller; a broken item is reported, never replaced, by the worker that met it. Workers are
+processes; of a source that is read in blocks they are threads, which share the blocks.
 
 Axes: n examples, V views of each, S image size.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from latentlm_core.data.base import Example, Image, Question, SkippedItem, Source
+from latentlm_core.data.blocks import reading_ahead, streamed
 from latentlm_core.data.media import center_crop
 from latentlm_core.errors import DataError
 from latentlm_core.runtime import generator
@@ -69,15 +73,19 @@ def decode(
         source: what the indices point into.
         views: what is made of each example; it travels to the workers.
         batches: indices of each batch; may be endless.
-        num_workers: processes; 0 decodes here, one batch at a time.
+        num_workers: processes or threads; 0 decodes here, one batch at a time.
     """
     reader = _Reader(source, views)
+    coming = reading_ahead(source, iter(batches))
     if num_workers == 0:
-        yield from map(reader.__getitems__, batches)
+        yield from map(reader.__getitems__, coming)
+        return
+    if streamed(source) is not None:
+        yield from _in_threads(reader, coming, num_workers)
         return
     yield from DataLoader(
         reader,
-        batch_sampler=batches,
+        batch_sampler=coming,
         num_workers=num_workers,
         collate_fn=_as_it_is,
         generator=generator("decode"),  # else the loader draws from the global one
@@ -95,6 +103,21 @@ def one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
         while (batch := coming.result()) is not None:
             coming = reader.submit(next, batches, None)
             yield batch
+
+
+def _in_threads(
+    reader: "_Reader", batches: Iterator[list[int]], num_workers: int
+) -> Iterator[Decoded]:
+    """Decode batches in order, two for each thread ahead."""
+    with ThreadPoolExecutor(num_workers) as workers:
+        started = deque(
+            workers.submit(reader.__getitems__, indices)
+            for indices in islice(batches, 2 * num_workers)
+        )
+        while started:
+            yield started.popleft().result()
+            for indices in islice(batches, 1):
+                started.append(workers.submit(reader.__getitems__, indices))
 
 
 class _Reader(Dataset[Decoded]):

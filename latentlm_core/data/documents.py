@@ -133,24 +133,27 @@ def pack(documents: Sequence[Document], row_length: int) -> SequenceBatch:
 
 def pad(documents: Sequence[Document]) -> SequenceBatch:
     """Give every document a row of its own, in the order given."""
-    return _lay_out([[document] for document in documents], documents)
+    return _lay_out([[number] for number in range(len(documents))], documents)
 
 
-def _lay_out(rows: Sequence[Sequence[Document]], documents: Sequence[Document]) -> SequenceBatch:
-    length = max(sum(map(len, row)) for row in rows)
+def _lay_out(rows: Sequence[Sequence[int]], documents: Sequence[Document]) -> SequenceBatch:
+    """Put the documents of these numbers into each row."""
+    length = max(sum(len(documents[number]) for number in row) for row in rows)
     shape, channels = (len(rows), length), documents[0].latents.shape[1]
     ids, kind, learn = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
     span, document = (torch.full(shape, -1) for _ in range(2))
     latents, position = torch.zeros(*shape, channels), torch.zeros(shape)
+    row_of = [0] * len(documents)
     for row, members in enumerate(rows):
         start = num_spans = 0
-        for number, member in enumerate(members):
+        for place_in_row, number in enumerate(members):
+            member, row_of[number] = documents[number], row
             place = (row, slice(start, start + len(member)))
             ids[place], latents[place], kind[place] = member.ids, member.latents, member.kind
             learn[place] = member.learn
             learn[row, start] = 0  # nothing stands before the first element
             position[place] = member.position
-            document[place] = number
+            document[place] = place_in_row
             span[place] = torch.where(member.span >= 0, member.span + num_spans, -1)
             num_spans += int(member.span.max()) + 1
             start += len(member)
@@ -158,13 +161,17 @@ def _lay_out(rows: Sequence[Sequence[Document]], documents: Sequence[Document]) 
     layout = SequenceLayout.make(
         kind[:, fed], document[:, fed], position[:, fed], span[:, fed], learn[:, 1:]
     )
-    return SequenceBatch(ids, latents, layout, tuple(member.key for member in documents))
+    keys = tuple(document.key for document in documents)
+    return SequenceBatch(ids, latents, layout, keys, tuple(row_of))
 
 
-def _first_fit(documents: Sequence[Document], row_length: int) -> list[list[Document]]:
-    rows: list[list[Document]] = []
+def _first_fit(documents: Sequence[Document], row_length: int) -> list[list[int]]:
+    """Numbers of the documents in each row."""
+    rows: list[list[int]] = []
     room: list[int] = []
-    for document in sorted(documents, key=len, reverse=True):
+    longest_first = sorted(range(len(documents)), key=lambda n: len(documents[n]), reverse=True)
+    for number in longest_first:
+        document = documents[number]
         if len(document) > row_length:
             raise DataError(
                 f"{document.key} has {len(document)} elements, more than the {row_length} of a row."
@@ -173,6 +180,6 @@ def _first_fit(documents: Sequence[Document], row_length: int) -> list[list[Docu
         if row == len(rows):
             rows.append([])
             room.append(row_length)
-        rows[row].append(document)
+        rows[row].append(number)
         room[row] -= len(document)
     return rows

@@ -3,7 +3,7 @@
 Statistics are float64 sums of what the shards store, kept a shard and merged in the order of the
 shards, so they do not depend on how, where or in how many attempts the shards were made.
 Nothing that a manifest says is believed: sizes, names and sums are checked against each other here
-and against the files when these are opened.
+and against the files when these are opened, and the whole against its seal (``files.SEAL``).
 
 Images of one size have one grid; recordings differ in length, so a set of them has none. Of speech,
 captions are the transcripts, labels the speakers and ``classes`` the speakers' names.
@@ -290,6 +290,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has format version {version}, and this latentlm reads up to {RAGGED_VERSION}.",
             hint="Update latentlm.",
         )
+    seal = data.pop(files.SEAL, None)
     try:
         manifest = build(Manifest, data, str(path))
         _posterior(manifest.tokenizer, f"{path}: the posterior of the tokenizer")
@@ -297,6 +298,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise CorruptFileError(
             str(error), hint="Remove that file and run tokenize again."
         ) from None
+    files.check_seal(path, data, seal)
     return manifest
 
 

@@ -4,6 +4,7 @@ Notable choices:
     an image is what a viewer shows: EXIF orientation is applied, transparency lies on white,
     the first frame of an animation counts; 16-bit grey is scaled to 8 bits;
     the size is checked in the header, before a pixel is decoded;
+    a file is read as a whole, since decoders ask files, not bytes, for all that a header says;
     only raster formats without a script or an outside program behind them are opened.
 
 Axes: B images, H W image.
@@ -23,11 +24,16 @@ import torch
 from torch import Tensor
 
 from latentlm_core import files
-from latentlm_core.data.base import Image
+from latentlm_core.data.base import Image, whole_file
 from latentlm_core.errors import CorruptFileError, DataError
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused: decoded, this is 300 MB."""
+MAX_PIXELS_PER_BYTE = 10_000
+"""Of a file at most; photographs have up to 200, white PNGs 1,000. A header alone takes no memory
+beyond ``ALWAYS_PIXELS``."""
+ALWAYS_PIXELS = 4_000_000
+"""Pixels that are allowed however small the file."""
 MAX_ASPECT = 64
 """Images that are this many times longer than wide are refused: a crop would first enlarge them."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -51,16 +57,12 @@ def read_image(content: Path | bytes, where: str) -> Image:
         DataError: the image is too large, too long or of a kind that is not read.
         CorruptFileError: it is missing, empty or broken.
     """
-    if isinstance(content, Path) and not content.is_file():
-        raise CorruptFileError(f"{where} is not there, or no file.")
-    if not (content.stat().st_size if isinstance(content, Path) else content):
-        raise CorruptFileError(f"{where} is empty.")
-    opened = io.BytesIO(content) if isinstance(content, bytes) else content
+    encoded = whole_file(content, where)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of sizes, of EXIF, of palettes
-            with PIL.Image.open(opened, formats=FORMATS) as image:
-                _check_size(image, where)
+            with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+                _check_size(image, len(encoded), where)
                 return np.array(_to_rgb(PIL.ImageOps.exif_transpose(image), where))
     except DataError:
         raise
@@ -160,20 +162,24 @@ def paired_grid(
     return image_grid(pairs, columns, padding, background)
 
 
-def _check_size(image: PIL.Image.Image, where: str) -> None:
+def _check_size(image: PIL.Image.Image, num_bytes: int, where: str) -> None:
     width, height = image.size
     if min(width, height) < 1:
         raise CorruptFileError(f"{where} has no pixels.")
     if width * height > MAX_PIXELS:
         raise DataError(f"{where} is {width}x{height}: more than {MAX_PIXELS} pixels.")
+    if width * height > max(MAX_PIXELS_PER_BYTE * num_bytes, ALWAYS_PIXELS):
+        raise DataError(f"{where} is {width}x{height}, which its {num_bytes} bytes cannot hold.")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise DataError(f"{where} is {width}x{height}: longer than {MAX_ASPECT} to 1.")
 
 
 def _to_rgb(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
     if image.mode in _SIXTEEN_BIT:
-        grey = np.asarray(image).astype(np.float64) / 257.0
-        return PIL.Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image).clip(0, 65_535).astype(np.uint32)
+        grey += 128
+        grey //= 257  # rounded: 257 is odd, so nothing lies half-way
+        return PIL.Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise DataError(f"{where} has floating-point pixels, whose range is not known.")
     if image.has_transparency_data:

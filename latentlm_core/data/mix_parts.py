@@ -165,7 +165,9 @@ class PairPart:
         self._captioned, self._format, self._directions = captioned, document_format, directions
         self._max_questions = max_questions
         self._condition_drop, self._learn_leading = condition_drop, learn_leading
-        self._order = EpochOrder(len(captioned), held_out, seed, 1, captioned.name)
+        self._order = EpochOrder(
+            len(captioned), held_out, seed, 1, captioned.name, captioned.latents.blocks
+        )
         self._encode = lru_cache(maxsize=1 << 16)(document_format.text.encode)
         self._check()
 
@@ -253,7 +255,9 @@ class ComposedPart:
     ) -> None:
         self.name = f"interleaved:{captioned.name}"
         self._captioned, self._format, self._max_images = captioned, document_format, max_images
-        self._order = EpochOrder(len(captioned), held_out, seed, 1, captioned.name)
+        self._order = EpochOrder(
+            len(captioned), held_out, seed, 1, captioned.name, captioned.latents.blocks
+        )
         if not any(captions_of(record.caption) for record in captioned.some()):
             raise DataError(
                 f"{captioned.name} has no captions to compose documents of.", hint=_CAPTIONS

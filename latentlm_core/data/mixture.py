@@ -26,6 +26,7 @@ from latentlm_core.data.documents import Document, pack
 from latentlm_core.data.mix_parts import Directions, Part
 from latentlm_core.data.order import batches_from
 from latentlm_core.data.packing import SequenceBatch
+from latentlm_core.draws import WHOLE, Share
 from latentlm_core.errors import ConfigError, DataError
 from latentlm_core.runtime import generator
 from latentlm_core.tokenizers.base import LatentStats
@@ -148,9 +149,9 @@ class Mixture:
                 hint=f"Say --set data.batch_elements={round(max(lengths)) * len(parts)} or more.",
             )
 
-    def batches(self, start: int) -> Iterator[SequenceBatch]:
-        """Batches start, start + 1, ... without end."""
-        yield from batches_from(self.batch, start, self._read_ahead)
+    def batches(self, numbers: Iterable[int], share: Share = WHOLE) -> Iterator[SequenceBatch]:
+        """A share of the batches of these numbers."""
+        yield from batches_from(self.batch, numbers, share, self._read_ahead)
 
     def batch(self, number: int) -> SequenceBatch:
         """Training batch ``number`` of the endless run."""

@@ -5,22 +5,32 @@ once, from the seed too. A place of the run is a number, so resuming is starting
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import count
-from typing import TypeVar
+from itertools import islice
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from latentlm_core.data.blocks import BlockOrder, Blocks
+from latentlm_core.draws import Share
 from latentlm_core.errors import DataError
 from latentlm_core.runtime import generator
 
 MAX_HELD_OUT = 2048
 """Examples that are held out at most."""
 
-Batch = TypeVar("Batch")
+
+class Shared(Protocol):
+    """What some processes can share (a ``training.tasks.Batch``)."""
+
+    def share(self, index: int, count: int) -> Self:
+        """The rows that process ``index`` of ``count`` takes."""
+
+
+Batch = TypeVar("Batch", bound=Shared)
 
 
 class EpochOrder:
@@ -32,6 +42,8 @@ class EpochOrder:
         seed: of the run.
         batch_size: at least so many must be left to train on.
         name: of the set, for messages.
+        blocks: how the examples lie, where they are to be read block by block: then the first ones
+            are held out, and an epoch is a ``BlockOrder``.
 
     Attributes:
         held_out: indices that are held out, in their order.
@@ -42,13 +54,22 @@ class EpochOrder:
     """
 
     def __init__(
-        self, num_examples: int, held_out: float, seed: int, batch_size: int, name: str
+        self,
+        num_examples: int,
+        held_out: float,
+        seed: int,
+        batch_size: int,
+        name: str,
+        blocks: Blocks | None = None,
     ) -> None:
         order = torch.randperm(num_examples, generator=generator(seed, "held-out"))
+        if blocks is not None:
+            order = torch.arange(num_examples)
         num_held_out = min(int(num_examples * held_out), MAX_HELD_OUT)
         self.held_out = order[:num_held_out].sort().values
         self.train = order[num_held_out:].sort().values
         self._seed = seed
+        self._blocks = None if blocks is None else blocks.part(range(num_held_out, num_examples))
         self._order = lru_cache(maxsize=2)(self._permutation)
         if len(self.train) < batch_size:
             raise DataError(
@@ -59,28 +80,37 @@ class EpochOrder:
     def __getitem__(self, place: int) -> int:
         """The example at a place of the endless sequence."""
         epoch, position = divmod(place, len(self.train))
-        return int(self._order(epoch)[position])
+        return int(self.train[self._order(epoch)[position]])
 
-    def _permutation(self, epoch: int) -> Tensor:
-        order = torch.randperm(len(self.train), generator=generator(self._seed, "order", epoch))
-        return self.train[order]
+    def _permutation(self, epoch: int) -> Tensor | BlockOrder:
+        if self._blocks is not None:
+            return BlockOrder(self._blocks, self._seed, epoch)
+        return torch.randperm(len(self.train), generator=generator(self._seed, "order", epoch))
 
 
-def batches_from(make: Callable[[int], Batch], start: int, read_ahead: int) -> Iterator[Batch]:
-    """Batches ``start``, ``start + 1``, ... without end.
+def batches_from(
+    make: Callable[[int], Batch], numbers: Iterable[int], share: Share, read_ahead: int
+) -> Iterator[Batch]:
+    """A process's share of the batches of some numbers.
 
     Args:
-        make: makes a batch of a number.
-        start: the first number.
+        make: makes the whole batch of a number.
+        numbers: may have no end.
+        share: which rows of each batch are wanted.
         read_ahead: batches that a thread makes while a GPU computes; 0 makes each when it is
             asked for, which is faster where the CPU computes (two pools of threads would compete).
     """
+
+    def part(number: int) -> Batch:
+        return make(number).share(*share)
+
     if not read_ahead:
-        yield from map(make, count(start))
+        yield from map(part, numbers)
         return
+    coming = iter(numbers)
     with ThreadPoolExecutor(max_workers=1) as reader:
-        waiting = deque(reader.submit(make, start + k) for k in range(read_ahead))
-        for number in count(start + read_ahead):
+        waiting = deque(reader.submit(part, number) for number in islice(coming, read_ahead))
+        while waiting:
             batch = waiting.popleft().result()
-            waiting.append(reader.submit(make, number))
+            waiting.extend(reader.submit(part, number) for number in islice(coming, 1))
             yield batch

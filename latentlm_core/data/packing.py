@@ -10,7 +10,7 @@ train_hf.py:279-304).
 Axes: B rows, T latent positions, C latent channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from latentlm_core.config import Config
 from latentlm_core.data.order import EpochOrder, batches_from
 from latentlm_core.data.shards import LatentSet
+from latentlm_core.draws import WHOLE, Draws, Rows, Share
 from latentlm_core.errors import DataError
 from latentlm_core.layout import SequenceLayout
 from latentlm_core.runtime import generator, to_device
@@ -50,13 +51,19 @@ class SequenceBatch:
         ids: (B, L + 1) token ids.
         latents: (B, L + 1, C) float32 normalised latents, drawn from their posteriors.
         layout: of the L fed positions.
-        keys: (B,) what the examples are called, for error reports.
+        keys: what the examples are called, for error reports.
+        row_of: the row of each example; None where each has a row of its own.
+        rows: of the whole batch that these are; None for all of them.
+        targets: of the whole batch's latents to predict that these are; None for all of them.
     """
 
     ids: Tensor
     latents: Tensor
     layout: SequenceLayout
     keys: tuple[str, ...]
+    row_of: tuple[int, ...] | None = None
+    rows: Rows | None = None
+    targets: Rows | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -68,6 +75,30 @@ class SequenceBatch:
             ids=to_device(self.ids, device),
             latents=to_device(self.latents, device),
             layout=self.layout.to(device),
+        )
+
+    def share(self, index: int, count: int) -> "SequenceBatch":
+        """The rows that process ``index`` of ``count`` takes of a whole batch on the host.
+
+        Raises:
+            ConfigError: there are fewer rows than processes.
+        """
+        if count == 1:
+            return self
+        num_rows, length = self.layout.kind.shape
+        rows = Rows.of_share(num_rows, index, count)
+        ends = torch.tensor([rows.start * length, rows.stop * length])
+        start, stop = torch.searchsorted(self.layout.latent_targets, ends).tolist()
+        row_of = self.row_of or range(num_rows)
+        own = [n for n, row in enumerate(row_of) if rows.start <= row < rows.stop]
+        return SequenceBatch(
+            self.ids[rows.start : rows.stop],
+            self.latents[rows.start : rows.stop],
+            self.layout.rows(rows.start, rows.stop),
+            tuple(self.keys[n] for n in own),
+            tuple(row_of[n] - rows.start for n in own),
+            rows,
+            Rows(start, stop, len(self.layout.latent_targets)),
         )
 
 
@@ -101,7 +132,8 @@ class LatentStream:
                 "class-conditional model needs."
             )
         self._order = EpochOrder(
-            len(latents), config.held_out, seed, config.batch_size, latents.manifest.name
+            *(len(latents), config.held_out, seed, config.batch_size, latents.manifest.name),
+            latents.blocks,
         )
 
     @property
@@ -109,9 +141,9 @@ class LatentStream:
         """The token that stands for no class: the last of the vocabulary."""
         return self.num_classes
 
-    def batches(self, start: int) -> Iterator[SequenceBatch]:
-        """Batches start, start + 1, ... without end."""
-        yield from batches_from(self.batch, start, self.read_ahead)
+    def batches(self, numbers: Iterable[int], share: Share = WHOLE) -> Iterator[SequenceBatch]:
+        """A share of the batches of these numbers."""
+        yield from batches_from(self.batch, numbers, share, self.read_ahead)
 
     def batch(self, number: int) -> SequenceBatch:
         """Training batch ``number`` of the endless run."""
@@ -137,7 +169,7 @@ class LatentStream:
         label_drop: float,
     ) -> SequenceBatch:
         records = self.latents.read(indices, variants)
-        raw = self.latents.posterior.draw(records.mean, records.log_variance, source)
+        raw = self.latents.posterior.draw(records.mean, records.log_variance, Draws(source))
         latents = self.stats.normalise(raw)
         dropped = torch.rand(len(indices), generator=source) < label_drop
         unlabelled = records.labels < 0

@@ -11,6 +11,8 @@ Notable choices:
     what a modality encodes at once lies inside one shard and begins at a fixed place of it, so that
     a shard made after an interruption has the bytes that it would have had;
     shards are written in a thread, behind the encoder;
+    several processes take the missing shards in turn; the main one alone holds the folder, looks at
+    what is there, and writes the plan, the tokenizer and the manifest;
     the tokenizer is copied into the set, which is then all that a model needs.
 """
 
@@ -38,6 +40,7 @@ from latentlm_core.data.manifest import (
 )
 from latentlm_core.data.shard_file import Encoded, write_shard
 from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError, DataError
+from latentlm_core.processes import current
 from latentlm_core.progress import Bar, Progress
 from latentlm_core.runtime import evaluating
 
@@ -102,6 +105,8 @@ def make_set(
 ) -> Manifest:
     """Make a latent set, or go on with one, or return the one that is there already.
 
+    All processes (``processes.current``) must call this alike.
+
     Args:
         folder: where the set goes.
         plan: what the set is to be.
@@ -122,23 +127,28 @@ def make_set(
         ArtifactError: the file system refused.
         BusyError: another process is writing the folder.
     """
-    with files.locked(folder):
-        partial = PartialSet(folder, plan)
+    processes = current()
+    with processes.in_main(files.locked(folder)):
+        partial = processes.once(lambda: PartialSet(folder, plan))
+        _refuse_other(folder, plan, partial.plan)
         if partial.missing:
-            partial.begin()
-        _keep_tokenizer(tokenizer_export, folder / files.TOKENIZER_FOLDER, plan.tokenizer_sha256)
+            processes.once(partial.begin)
+        copy = folder / files.TOKENIZER_FOLDER
+        processes.once(lambda: _keep_tokenizer(tokenizer_export, copy, plan.tokenizer_sha256))
         if partial.missing:
             log = SkipLog(source, progress, max_skipped_share)
-            for row in partial.rows.values():
-                log.extend(row.skipped)
-            runs = partial.runs(run_size)
-            done = plan.num_source - sum(len(run.indices) for run in runs)
+            log.extend(partial.skipped)
+            runs = partial.runs(run_size, list(processes.own(partial.missing)))
+            label, total = f"encoding {source.name}", plan.num_source
             with (
                 evaluating(tokenizer.to(device)),
-                progress.bar(f"encoding {source.name}", plan.num_source, unit, done) as bar,
+                processes.bar(progress, label, total, unit, partial.num_done) as bar,
             ):
                 _write_behind(partial, encode(runs), log, bar)
-        return partial.finish()
+            for rows in processes.gather(partial.rows):
+                partial.rows |= rows
+            log.extend(partial.skipped)
+        return processes.once(partial.finish)
 
 
 def weights_digest(export: Path) -> str:
@@ -154,7 +164,7 @@ def weights_digest(export: Path) -> str:
 
 
 class PartialSet:
-    """A folder in which a latent set is made, held by this process.
+    """A folder in which a latent set is made, held by this process or by the main one.
 
     Args:
         folder: the set's.
@@ -173,7 +183,7 @@ class PartialSet:
         if self._complete is not None:
             _refuse_other(folder, plan, self._complete)
         elif plan_path.is_file():
-            found = build(LatentPlan, files.read_json(plan_path), str(plan_path))
+            found = build(LatentPlan, files.read_sealed_json(plan_path), str(plan_path))
             _refuse_other(folder, plan, found)
         elif folder.is_dir() and {path.name for path in folder.iterdir()} - {".lock", PROGRESS}:
             raise DataError(
@@ -187,18 +197,28 @@ class PartialSet:
         """Numbers of the shards that are yet to be made."""
         return [number for number in range(self.plan.num_shards) if number not in self.rows]
 
-    def runs(self, size: int) -> list[Run]:
-        """Everything that is missing, shard by shard, ``size`` items at a time."""
+    @property
+    def num_done(self) -> int:
+        """Items that the shards cover which are there."""
+        return sum(len(self.plan.covers(number)) for number in self.rows)
+
+    @property
+    def skipped(self) -> list[SkippedItem]:
+        """What the shards that are there leave out."""
+        return [item for number in sorted(self.rows) for item in self.rows[number].skipped]
+
+    def runs(self, size: int, shards: Sequence[int]) -> list[Run]:
+        """All items of some shards, shard by shard, ``size`` items at a time."""
         return [
             Run(number, covered[first : first + size])
-            for number in self.missing
+            for number in shards
             for covered in (self.plan.covers(number),)
             for first in range(0, len(covered), size)
         ]
 
     def begin(self) -> None:
         """Write the plan; from here on the set is incomplete, and can be resumed."""
-        files.write_json(self.folder / PROGRESS / "plan.json", self.plan.to_dict())
+        files.write_sealed_json(self.folder / PROGRESS / "plan.json", self.plan.to_dict())
         if self._complete is not None:
             for number, row in self.rows.items():
                 self._write_row(number, row)
@@ -224,10 +244,8 @@ class PartialSet:
             "skipped": [item.to_dict() for row in rows for item in row.skipped],
         }
         manifest = build(Manifest, content, f"the shards of {self.folder}")
-        files.write_json(self.folder / MANIFEST, manifest.to_dict())
+        files.write_sealed_json(self.folder / MANIFEST, manifest.to_dict())
         shutil.rmtree(self.folder / PROGRESS)
-        for leftover in self.folder.glob(".*.part"):  # of a process that was killed
-            leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover)
         return manifest
 
     def _sound_rows(self) -> dict[int, ShardRow]:
@@ -244,7 +262,7 @@ class PartialSet:
         if not path.is_file():
             return None
         try:
-            return build(ShardRow, files.read_json(path), str(path))
+            return build(ShardRow, files.read_sealed_json(path), str(path))
         except (ConfigError, CorruptFileError):
             return None
 
@@ -257,7 +275,7 @@ class PartialSet:
         )
 
     def _write_row(self, number: int, row: ShardRow) -> None:
-        files.write_json(self._row_path(number), row.to_dict())
+        files.write_sealed_json(self._row_path(number), row.to_dict())
 
     def _row_path(self, number: int) -> Path:
         return self.folder / PROGRESS / f"{Path(shard_name(number)).stem}.json"

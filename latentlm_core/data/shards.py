@@ -11,7 +11,7 @@ Axes: V variants, n examples, T latent positions, C latent channels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,16 @@ from torch import Tensor
 
 from latentlm_core import files
 from latentlm_core.data.base import Question
+from latentlm_core.data.blocks import Blocks
 from latentlm_core.data.manifest import LatentSums, Manifest, ShardEntry, read_manifest
+from latentlm_core.data.remote_latents import FetchedShards, is_remote, open_shards
 from latentlm_core.data.shard_file import Shard
+from latentlm_core.draws import Draws
 from latentlm_core.errors import CorruptFileError
 from latentlm_core.tokenizers.base import LatentPosteriorConfig, LatentStats, PosteriorKind
+
+WINDOW_BYTES = 2 * 2**30
+"""Shards inside which examples are shuffled take about this, where they are read in order."""
 
 __all__ = ["LatentRecord", "LatentRecords", "LatentSet", "LatentSums", "Manifest", "ShardEntry"]
 
@@ -74,45 +80,56 @@ class LatentSet:
 
     Make one with ``LatentSet.open``.
 
+    Args:
+        folder: where it is; of a set at a URL, what stands for it in the cache.
+        manifest: of the set.
+        in_order: examples are to be read shard by shard.
+
     Attributes:
         manifest: what it holds.
+        blocks: its shards, where examples are to be read shard by shard; else None.
         posterior: how latents are drawn around the means.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, in_order: bool = False) -> None:
         self.folder = folder
         self.manifest = manifest
         self.posterior: LatentPosteriorConfig = manifest.posterior
-        self._shards = [Shard(folder, manifest, entry) for entry in manifest.shards]
+        self._shards = open_shards(folder, manifest, in_order)
+        self.blocks = _blocks(manifest, self._shards) if in_order else None
         self._ends = torch.tensor([entry.count for entry in manifest.shards]).cumsum(0)
 
     @classmethod
-    def open(cls, folder: Path, verify: bool = True) -> "LatentSet":
+    def open(cls, folder: Path, verify: bool = True, in_order: bool = False) -> "LatentSet":
         """Open a latent set.
 
         Args:
             folder: where it is.
             verify: hash every shard and the tokenizer's weights first (about 1 GB a second).
                 Without it, sizes, shapes, types, offsets and labels are checked, latents are not.
+                Shards of a set at a URL are hashed when they are first read in any case.
+            in_order: examples are to be read shard by shard.
 
         Raises:
             ArtifactError: there is no complete latent set.
             DataError: it is of a newer format.
             CorruptFileError: a file is missing, or not what the manifest says.
+            ConfigError: the set is at a URL, not read in order, and larger than the cache.
         """
         manifest = read_manifest(folder)
-        for entry in manifest.shards:
+        local = () if is_remote(folder) else manifest.shards
+        for entry in local:
             _check_size(folder / entry.file, entry.num_bytes)
         if verify:
-            for entry in manifest.shards:
+            for entry in local:
                 check_hash(folder / entry.file, entry.sha256)
             check_hash(
                 folder / files.TOKENIZER_FOLDER / files.WEIGHTS_FILE, manifest.tokenizer_sha256
             )
-        return cls(folder, manifest)
+        return cls(folder, manifest, in_order)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LatentSet, (self.folder, self.manifest)
+        return LatentSet, (self.folder, self.manifest, self.blocks is not None)
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -214,7 +231,7 @@ class LatentSet:
             source: of the noise.
         """
         variance = None if record.log_variance is None else record.log_variance.unsqueeze(0)
-        drawn = self.posterior.draw(record.mean.unsqueeze(0), variance, source)
+        drawn = self.posterior.draw(record.mean.unsqueeze(0), variance, Draws(source))
         return stats.normalise(drawn.squeeze(0))
 
     def read(self, indices: Sequence[int], variants: Sequence[int] | int = 0) -> LatentRecords:
@@ -262,6 +279,14 @@ class LatentSet:
         number = int(torch.searchsorted(self._ends, index, right=True))
         shard = self._shards[number]
         return shard, index - (int(self._ends[number]) - shard.count)
+
+
+def _blocks(manifest: Manifest, shards: Sequence[Shard]) -> Blocks:
+    entries = manifest.shards
+    blocks = Blocks.of_counts([e.count for e in entries], [e.num_bytes for e in entries])
+    if isinstance(shards, FetchedShards):
+        return replace(blocks, window_bytes=WINDOW_BYTES, expect=shards.expect)
+    return replace(blocks, window_bytes=WINDOW_BYTES)
 
 
 def _check_size(path: Path, num_bytes: int) -> None:

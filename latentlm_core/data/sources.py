@@ -10,10 +10,13 @@
     embedded:shapes         256 drawn shapes with captions
     folder:PATH or PATH     class-per-folder tree, flat folder, or folder of parquet files
     hf:ORG/NAME[:SPLIT]     any image set that the `datasets` library loads
+    stream:hf:ORG/NAME[:SPLIT], stream:FOLDER, stream:URL
+                            read while it is used, as ``streamed_tables`` lists
 
 Images have captions and questions where a folder or a table has them (``annotations``).
 Every source has `train`; `test` is the part that is held out, under whatever name (val,
-validation, test) the set has for it.
+validation, test) the set has for it. Where there is none, every twentieth example is held out; of a
+stream the first ones are, a twentieth of all and at most 2,048.
 """
 
 import os
@@ -22,12 +25,15 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from latentlm_core.data.base import AnySource, Example, SkipLog, SkippedItem, Source
+from latentlm_core.data.blocks import streamed
 from latentlm_core.data.coloured_digits import ColouredDigitSource
-from latentlm_core.data.columns import find_parquet, open_hub, open_parquet
+from latentlm_core.data.columns import ColumnSource, find_parquet, open_hub, open_parquet
 from latentlm_core.data.embedded import MnistSource, ShapesSource
 from latentlm_core.data.emoji import ATTRIBUTION as EMOJI_ATTRIBUTION
 from latentlm_core.data.emoji import EmojiSource
 from latentlm_core.data.folders import FolderSource, find_split
+from latentlm_core.data.remote import is_url
+from latentlm_core.data.streamed_tables import open_streamed_table
 from latentlm_core.errors import DataError, did_you_mean
 
 __all__ = [
@@ -52,11 +58,13 @@ SPEECH_SETS = ("hibari", "digit-strings", *SPEECH_FOLDERS)
 """What names of sets of recordings begin with, which ``speech_sources`` opens."""
 NAMES = (
     *("mnist", "coloured-digits", "emoji", "cifar10", "imagenet", "embedded:shapes"),
-    *("folder:PATH", "hf:ORG/NAME"),
+    *("folder:PATH", "hf:ORG/NAME", "stream:hf:ORG/NAME", "stream:FOLDER", "stream:URL"),
 )
 ATTRIBUTIONS = {"emoji": EMOJI_ATTRIBUTION}
 """What is to be shown with the pictures of a set, by its name."""
 SPLITS = ("train", "test")
+MAX_HELD_OUT = 2048
+"""Items of a stream that are held out at most."""
 
 Item = TypeVar("Item")
 
@@ -102,11 +110,16 @@ def open_with_held_out(spec: str) -> tuple[Source, Source]:
 def hold_out(source: AnySource[Item], every: int = 20) -> tuple[AnySource[Item], AnySource[Item]]:
     """Part a source: every twentieth example (the first one included) is held out.
 
+    Of a stream they are the first ones, so that each block is read for one part alone.
+
     Returns:
         (the rest, the part that is held out); both are ``source`` itself if it has one example.
     """
     if len(source) < 2:
         return source, source
+    if streamed(source) is not None:
+        end = min(-(-len(source) // every), MAX_HELD_OUT)
+        return Subset(source, range(end, len(source))), Subset(source, range(end))
     held = range(0, len(source), every)
     kept = [index for index in range(len(source)) if index % every]
     return Subset(source, kept), Subset(source, held)
@@ -128,6 +141,9 @@ class Subset(Generic[Item]):
     Args:
         source: the whole.
         indices: which of it.
+
+    Attributes:
+        streamed: where its items come from that are read in blocks, see ``blocks.streamed``.
     """
 
     def __init__(self, source: AnySource[Item], indices: Sequence[int]) -> None:
@@ -135,6 +151,8 @@ class Subset(Generic[Item]):
         self.classes = source.classes
         self._source = source
         self._indices = indices
+        whole = streamed(source)
+        self.streamed = None if whole is None else whole.subset(indices)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -195,6 +213,9 @@ def _open(spec: str, split: str) -> Source | None:
             return _open_folder(Path(path), spec, split)
         case "hf", _:
             return open_hub(rest, split, spec)
+        case "stream", _:
+            table = open_streamed_table(spec, split)
+            return None if table is None else ColumnSource(table, spec)
     if name in SPEECH_SETS:
         raise DataError(
             f"{spec} is a set of recordings, and images are wanted here.",
@@ -202,6 +223,8 @@ def _open(spec: str, split: str) -> Source | None:
         )
     if os.path.isdir(spec):
         return _open_folder(Path(spec), spec, split)
+    if is_url(spec):
+        raise DataError(f"{spec} is a URL.", hint=f"It is read as a stream: stream:{spec}")
     if os.sep in spec or spec.startswith((".", "~")):
         raise DataError(f"There is no folder {spec}.")
     raise DataError(f"There is no data set {spec!r}. {did_you_mean(spec, NAMES)}")
@@ -209,7 +232,7 @@ def _open(spec: str, split: str) -> Source | None:
 
 def _open_cifar10(given: str, split: str) -> Source:
     folder = Path(given or os.environ.get("LATENTLM_CIFAR10") or Path("data", "cifar10"))
-    paths = sorted(folder.glob(f"{split}-*.parquet"))
+    paths = sorted(folder.glob(f"{split}-*.parquet")) if os.path.isdir(folder) else []
     if not paths:
         raise DataError(
             f"cifar10: there is no {split}-*.parquet in {folder}.",

@@ -11,8 +11,15 @@ from typing import Any
 
 from latentlm_core.data.audio import read_audio
 from latentlm_core.data.base import Clip
-from latentlm_core.data.columns import is_text, read_hub, read_parquet
+from latentlm_core.data.columns import (
+    is_text,
+    one_sentence,
+    read_hub,
+    read_parquet,
+    streamed_rows,
+)
 from latentlm_core.data.speech_folders import SPEAKER_COLUMNS, TEXT_COLUMNS, inside
+from latentlm_core.data.streamed_table import StreamedTable
 from latentlm_core.errors import DataError
 
 AUDIO_COLUMNS = ("audio", "speech", "file", "wav", "flac")
@@ -25,13 +32,17 @@ class SpeechColumnSource:
     The audio is the first column of that type; keys are row numbers.
 
     Args:
-        table: a ``datasets.Dataset``.
+        table: a ``datasets.Dataset``, or a ``StreamedTable``.
         name: what it is called in messages.
         root: the folder in which all files must lie that the table names; None where the library
             itself has put them there.
 
+    Attributes:
+        streamed: where its items come from that are read in blocks, see ``blocks.streamed``.
+
     Raises:
         DataError: the table has no audio column.
+        ArtifactError: a stream cannot be read.
     """
 
     def __init__(self, table: Any, name: str, root: Path | None = None) -> None:
@@ -50,16 +61,15 @@ class SpeechColumnSource:
             self._audio, datasets.Audio(decode=False)
         )
         self._root = root
+        self.streamed = streamed_rows(self._table)
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Clip:
         key = f"{index:08d}"
-        try:
+        with one_sentence(f"{key} cannot be read"):
             row = self._table[index]
-        except Exception as error:  # whatever pyarrow makes of a damaged table
-            raise DataError(f"{key} cannot be read: {error}.") from None
         samples, sample_rate = read_audio(self._content(row[self._audio] or {}, key), key)
         text = row[self._text] if self._text else None
         speaker = self._speakers[index]
@@ -67,7 +77,7 @@ class SpeechColumnSource:
         return Clip(samples, sample_rate, text, label, key)
 
     def _content(self, cell: dict[str, Any], key: str) -> Path | bytes:
-        if cell.get("bytes") or not cell.get("path"):
+        if cell.get("bytes") or not cell.get("path") or self.streamed is not None:
             return cell.get("bytes") or b""
         return Path(cell["path"]) if self._root is None else inside(self._root, cell["path"], key)
 
@@ -109,7 +119,7 @@ def _speaker_names(table: Any, column: str | None) -> list[str | None]:
     if column is None:
         return [None] * len(table)
     names = getattr(table.features[column], "names", None)
-    cells = table[column][:]
+    cells = table.column(column) if isinstance(table, StreamedTable) else table[column][:]
     if names is not None:
         cells = [names[cell] if cell is not None and cell >= 0 else None for cell in cells]
     return [None if cell is None else str(cell) for cell in cells]

@@ -9,6 +9,8 @@
                             .tsv or .jsonl, one folder a speaker or flat; or parquet files
     PATH.csv, .tsv, .jsonl  a table of paths, texts and speakers
     hf:ORG/NAME[:SPLIT]     any audio set that the `datasets` library loads
+    stream:hf:ORG/NAME[:SPLIT], stream:FOLDER, stream:URL
+                            read while it is used, as ``streamed_tables`` lists
 
 Without PATH a set lies in $LATENTLM_NAME (LATENTLM_SPOKEN_DIGITS, say), else in ./data/NAME.
 Every set has `train`; `test` is the part that is held out, under whatever name it has there.
@@ -29,12 +31,17 @@ from latentlm_core.data.sources import (
     SPLITS,
     hold_out,
 )
-from latentlm_core.data.speech_columns import open_speech_hub, open_speech_parquet
+from latentlm_core.data.speech_columns import (
+    SpeechColumnSource,
+    open_speech_hub,
+    open_speech_parquet,
+)
 from latentlm_core.data.speech_folders import open_speech_folder, open_speech_table
+from latentlm_core.data.streamed_tables import open_streamed_table
 from latentlm_core.data.synthetic_speech import HibariSource
 from latentlm_core.errors import DataError, did_you_mean
 
-NAMES = (*SPEECH_SETS, "folder:PATH", "hf:ORG/NAME")
+NAMES = (*SPEECH_SETS, "folder:PATH", "hf:ORG/NAME", "stream:hf:ORG/NAME", "stream:FOLDER")
 
 
 def open_speech(spec: str, split: str = "train") -> SpeechSource:
@@ -104,6 +111,9 @@ def _open(spec: str, split: str) -> SpeechSource | None:
             return _open_folder(Path(path), spec, split)
         case "hf", _:
             return open_speech_hub(rest, split, spec)
+        case "stream", _:
+            table = open_streamed_table(spec, split)
+            return None if table is None else SpeechColumnSource(table, spec)
     if name in SPEECH_FOLDERS:
         return _open_named(name, rest, split)
     if name in IMAGE_SETS:

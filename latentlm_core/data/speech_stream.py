@@ -13,10 +13,10 @@ Notable choices:
 Axes: B recordings, S samples of a segment.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import count
+from itertools import tee
 
 import numpy as np
 import torch
@@ -32,10 +32,12 @@ from latentlm_core.data.audio import (
     to_pcm,
 )
 from latentlm_core.data.base import SkipLog, SkippedItem, SpeechSource
-from latentlm_core.data.stream import MediaBatch
+from latentlm_core.data.blocks import epoch_order, reading_ahead
+from latentlm_core.data.stream import MediaBatch, places_of
+from latentlm_core.draws import WHOLE, Rows, Share
 from latentlm_core.errors import DataError
 from latentlm_core.progress import SILENT, Progress
-from latentlm_core.runtime import derive_seed, generator
+from latentlm_core.runtime import derive_seed
 
 MEMORY_BYTES = 512 * 2**20
 """Sources whose recordings fit in this are kept in memory."""
@@ -93,21 +95,24 @@ class SpeechStream:
         """Unfit held-out recordings that this stream has met, by their index in their source."""
         return self._validation.log.items if self._validation else ()
 
-    def batches(self, start: int) -> Iterator[MediaBatch]:
-        """Batches start, start + 1, ... without end.
+    def batches(self, numbers: Iterable[int], share: Share = WHOLE) -> Iterator[MediaBatch]:
+        """A share of the batches of these numbers; nothing else is read.
 
         Raises:
             DataError: too many recordings are unfit.
+            ConfigError: a batch has fewer recordings than there are processes to share it.
         """
+        rows = Rows.of_share(self._batch_size, *share)
         self._train.keep_if_small()
-        for k in count(start):
-            places = range(k * self._batch_size, (k + 1) * self._batch_size)
-            taken = [self._train.whole_from(self._index(place)) for place in places]
+        wanted, coming = tee(places_of(number, rows) for number in numbers)
+        indices = self._train.ahead(list(map(self._index, places)) for places in wanted)
+        for places, batch in zip(coming, indices, strict=True):
+            taken = list(map(self._train.whole_from, batch))
             offsets = [
                 derive_seed(self._seed, "offset", place) % self._num_offsets(item)
                 for place, item in zip(places, taken, strict=True)
             ]
-            yield self._batch(taken, offsets)
+            yield replace(self._batch(taken, offsets), rows=rows, num_sharers=share[1])
 
     def held_out(self) -> Iterator[MediaBatch]:
         """The first segment of each held-out recording in order, without the unfit ones.
@@ -132,9 +137,8 @@ class SpeechStream:
         epoch, within = divmod(place, self.num_examples)
         return self._order(epoch)[within]
 
-    def _permutation(self, epoch: int) -> list[int]:
-        random = generator(self._seed, "order", epoch)
-        return torch.randperm(self.num_examples, generator=random).tolist()
+    def _permutation(self, epoch: int) -> Sequence[int]:
+        return epoch_order(self._train.source, self._seed, epoch)
 
     def _num_offsets(self, item: "_Prepared") -> int:
         return max(len(item.pcm) - self._segment_samples, 0) + 1
@@ -188,6 +192,10 @@ class _Recordings:
                     kept[index] = item
                 bar.advance()
         self._kept = kept
+
+    def ahead(self, batches: Iterator[list[int]]) -> Iterator[list[int]]:
+        """The same batches of indices, see ``reading_ahead``."""
+        return batches if self._kept is not None else reading_ahead(self.source, batches)
 
     def whole_from(self, index: int) -> _Prepared:
         """The recording, or the first one after it that is fit; the log ends an endless search."""

@@ -10,20 +10,22 @@ Notable choices:
 Axes: B images, H W image, M kept images, S image size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import count
+from itertools import tee
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from latentlm_core.data.base import SkipLog, SkippedItem, Source
+from latentlm_core.data.blocks import epoch_order
 from latentlm_core.data.decoding import CenterView, Decoded, decode
 from latentlm_core.data.media import to_tensor
+from latentlm_core.draws import WHOLE, Rows, Share
 from latentlm_core.progress import SILENT, Progress
-from latentlm_core.runtime import derive_seed, generator, to_device
+from latentlm_core.runtime import derive_seed, to_device
 
 MEMORY_BYTES = 256 * 2**20
 """Sources whose crops fit in this are kept in memory as uint8."""
@@ -38,11 +40,15 @@ class MediaBatch:
         media: (B, 3, H, W) float32 in [-1, 1].
         labels: (B,) int64, -1 where there is none.
         keys: B keys.
+        rows: of the whole batch that these are; None for all of them.
+        num_sharers: processes that share the whole batch.
     """
 
     media: Tensor
     labels: Tensor
     keys: tuple[str, ...]
+    rows: Rows | None = None
+    num_sharers: int = 1
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -51,6 +57,25 @@ class MediaBatch:
         """The batch on ``device``."""
         return replace(
             self, media=to_device(self.media, device), labels=to_device(self.labels, device)
+        )
+
+    def share(self, index: int, count: int) -> Self:
+        """The examples that process ``index`` of ``count`` takes of a whole batch.
+
+        Raises:
+            ConfigError: there are fewer examples than processes.
+        """
+        if count == 1:
+            return self
+        rows = Rows.of_share(len(self), index, count)
+        own = slice(rows.start, rows.stop)
+        return replace(
+            self,
+            media=self.media[own],
+            labels=self.labels[own],
+            keys=self.keys[own],
+            rows=rows,
+            num_sharers=count,
         )
 
 
@@ -103,18 +128,21 @@ class MediaStream:
         """Broken held-out images that this stream has met, by their index in their own source."""
         return self._validation.log.items if self._validation else ()
 
-    def batches(self, start: int) -> Iterator[MediaBatch]:
-        """Batches start, start + 1, ... without end.
+    def batches(self, numbers: Iterable[int], share: Share = WHOLE) -> Iterator[MediaBatch]:
+        """A share of the batches of these numbers; nothing else is decoded.
 
         Raises:
             DataError: too many images are broken.
+            ConfigError: a batch has fewer images than there are processes to share it.
         """
-        wanted = (self._indices(k) for k in count(start))
-        for k, decoded in zip(count(start), self._train.read(wanted), strict=False):
+        rows = Rows.of_share(self._batch_size, *share)
+        wanted, coming = tee(places_of(number, rows) for number in numbers)
+        decoding = self._train.read(map(self._indices, wanted))
+        for places, decoded in zip(coming, decoding, strict=True):
             media = to_tensor(decoded.views[:, 0])
             if self._flip:
-                media = torch.where(self._flips(k)[:, None, None, None], media.flip(-1), media)
-            yield MediaBatch(media, decoded.labels, decoded.keys)
+                media = torch.where(self._flips(places)[:, None, None, None], media.flip(-1), media)
+            yield MediaBatch(media, decoded.labels, decoded.keys, rows, share[1])
 
     def held_out(self) -> Iterator[MediaBatch]:
         """The held-out images in order, not flipped, without the broken ones.
@@ -128,19 +156,22 @@ class MediaStream:
             if len(decoded.keys):
                 yield MediaBatch(to_tensor(decoded.views[:, 0]), decoded.labels, decoded.keys)
 
-    def _indices(self, k: int) -> list[int]:
-        """Source indices of batch k."""
-        places = range(k * self._batch_size, (k + 1) * self._batch_size)
+    def _indices(self, places: range) -> list[int]:
+        """Source indices of some places of the endless sequence."""
         rounds = (divmod(place, self.num_examples) for place in places)
         return [self._order(epoch)[within] for epoch, within in rounds]
 
-    def _permutation(self, epoch: int) -> list[int]:
-        random = generator(self._seed, "order", epoch)
-        return torch.randperm(self.num_examples, generator=random).tolist()
+    def _permutation(self, epoch: int) -> Sequence[int]:
+        return epoch_order(self._train.source, self._seed, epoch)
 
-    def _flips(self, k: int) -> Tensor:
-        places = range(k * self._batch_size, (k + 1) * self._batch_size)
+    def _flips(self, places: range) -> Tensor:
         return torch.tensor([derive_seed(self._seed, "flip", place) % 2 == 1 for place in places])
+
+
+def places_of(number: int, rows: Rows) -> range:
+    """Places in the endless sequence of some rows of a batch."""
+    start = number * rows.total
+    return range(start + rows.start, start + rows.stop)
 
 
 class _Crops:

@@ -200,7 +200,7 @@ def _open(spec: str, split: str) -> TextSource | None:
         return _open_hub(spec, split)
     if os.path.isdir(spec):
         return _open_folder(path, spec, split)
-    if not path.is_file():
+    if not os.path.isfile(spec):
         if os.sep in spec or path.suffix:
             raise DataError(f"There is no file or folder {spec}.")
         raise DataError(f"There is no set of texts {spec!r}. {did_you_mean(spec, NAMES)}")

@@ -20,7 +20,7 @@ and sigma's noise are drawn anew for each, so resuming is starting at a number.
 Axes: T latent positions, C latent channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Literal
 
@@ -33,6 +33,7 @@ from latentlm_core.data.documents import Document, DocumentBuilder, pack
 from latentlm_core.data.order import EpochOrder, batches_from
 from latentlm_core.data.packing import SequenceBatch
 from latentlm_core.data.shards import LatentRecord, LatentSet
+from latentlm_core.draws import WHOLE, Share
 from latentlm_core.errors import DataError
 from latentlm_core.runtime import generator
 from latentlm_core.tokenizers.base import LatentStats
@@ -170,16 +171,16 @@ class SpeechSequences:
         self._seed = seed
         self._read_ahead = read_ahead
         self._order = EpochOrder(
-            len(latents), config.held_out, seed, config.batch_size, manifest.name
+            len(latents), config.held_out, seed, config.batch_size, manifest.name, latents.blocks
         )
         train = self._order.train
         self._by_length = train[latents.lengths[train].argsort(stable=True)]
         self._speakers = latents.labels
         self._of_speaker = _by_label(self._speakers, self._order.train)
 
-    def batches(self, start: int) -> Iterator[SequenceBatch]:
-        """Batches start, start + 1, ... without end."""
-        yield from batches_from(self.batch, start, self._read_ahead)
+    def batches(self, numbers: Iterable[int], share: Share = WHOLE) -> Iterator[SequenceBatch]:
+        """A share of the batches of these numbers."""
+        yield from batches_from(self.batch, numbers, share, self._read_ahead)
 
     def batch(self, number: int) -> SequenceBatch:
         """Training batch ``number`` of the endless run."""
