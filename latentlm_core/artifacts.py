@@ -12,12 +12,13 @@ folder has the layout of a hub repository, so the two are read alike.
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
+from annotated_types import Len
 from pydantic import Field, model_validator
 from torch import nn
 
@@ -25,28 +26,34 @@ from latentlm_core.config import C, Config, build
 from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError
 from latentlm_core.files import (
     CONFIG_FILE,
+    SEAL,
     TEXT_FILE,
     TOKENIZER_FOLDER,
     WEIGHTS_FILE,
+    check_seal,
     read_json,
     read_safetensors,
     read_text,
     sha256_file,
+    whole_tensors,
     write_folder,
-    write_json,
     write_safetensors,
+    write_sealed_json,
     write_text,
 )
 from latentlm_core.models.dit import DiT, DiTConfig
 from latentlm_core.models.latent_lm import LatentLM, LatentLMConfig
 from latentlm_core.models.transfusion import Transfusion, TransfusionConfig
+from latentlm_core.processes import current
 from latentlm_core.sampling import SamplerConfig
 from latentlm_core.tokenizers.base import LatentStats
 from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.tokenizers.sigma_vae import SigmaVAE, SigmaVAEConfig
 from latentlm_core.tokenizers.text import TextTokenizer
+from latentlm_core.weight_files import open_weights
 
 Generator = LatentLM | Transfusion | DiT
+M = TypeVar("M", bound=nn.Module)
 SAMPLE_OPTIONS = {
     "classes": "--class, -n, --cfg, --cfg-schedule, --steps, --solver and --npz",
     "speech": "--text, --voice, --stream and --protocol",
@@ -68,6 +75,8 @@ class TokenizerExport(Config):
     """What the weights are."""
     tokenizer: SigmaVAEConfig
     """The networks and the posterior."""
+    weights_sha256: str | None = None
+    """Of the weights; none where an earlier version wrote the file."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Data, recipe, steps, figures and versions of the training run."""
 
@@ -96,9 +105,11 @@ class GeneratorExport(Config):
     """What the weights are."""
     model: LatentLMConfig | TransfusionConfig | DiTConfig = Field(discriminator="kind")
     """The network."""
+    weights_sha256: str | None = None
+    """Of the weights; none where an earlier version wrote the file."""
     stats: LatentStats
     """Normalisation of its latents."""
-    grid: tuple[int, ...] | None
+    grid: Annotated[tuple[Annotated[int, Field(ge=1, le=2**16)], ...], Len(1, 2)] | None
     """How its latent positions fold back; none where their number is for the model to say, or
     where there are none."""
     classes: tuple[str, ...]
@@ -219,7 +230,10 @@ class LoadedGenerator:
 
 
 def save_tokenizer(folder: Path, model: SigmaVAE, config: TokenizerExport) -> None:
-    """Write an export, whole or not at all."""
+    """Write an export, whole or not at all; every process calls this, the main one writes."""
+    if not current().is_main:
+        _take_part(model)
+        return
     with write_folder(folder) as part:
         _write(part, model, config)
 
@@ -231,7 +245,13 @@ def save_generator(
     tokenizer: Path | None,
     text: TextTokenizer | None = None,
 ) -> None:
-    """Write an export with the export of its tokenizer inside, whole or not at all."""
+    """Write an export with the export of its tokenizer inside, whole or not at all.
+
+    Every process calls this, the main one writes.
+    """
+    if not current().is_main:
+        _take_part(model)
+        return
     with write_folder(folder) as part:
         _write(part, model, config)
         if text is not None:
@@ -256,8 +276,7 @@ def load_tokenizer(folder: Path, device: torch.device) -> LoadedTokenizer:
         CorruptFileError: a file is damaged.
     """
     config = read_config(folder, TokenizerExport)
-    model = build_tokenizer(config.tokenizer)
-    sha256 = _load_weights(model, folder)
+    model, sha256 = _load(folder, config, lambda: build_tokenizer(config.tokenizer))
     return LoadedTokenizer(model.to(device).eval(), config, folder, sha256)
 
 
@@ -269,8 +288,7 @@ def load_generator(folder: Path, device: torch.device) -> LoadedGenerator:
         CorruptFileError: a file is damaged.
     """
     config = read_config(folder, GeneratorExport)
-    model = build_generator(config.model)
-    sha256 = _load_weights(model, folder)
+    model, sha256 = _load(folder, config, lambda: build_generator(config.model))
     text = None if config.text_sha256 is None else read_text_tokenizer(folder, config)
     return LoadedGenerator(model.to(device).eval(), config, folder, sha256, text)
 
@@ -306,11 +324,15 @@ def read_config(folder: Path, kind: type[C]) -> C:
         raise ArtifactError(f"{path} does not describe an export of latentlm.")
     expected = kind.model_fields["kind"].default
     if data.get("kind") != expected:
-        raise ArtifactError(f"{folder} holds a {data.get('kind')}, where a {expected} is wanted.")
+        told = f"{folder} holds a {data.get('kind')}, where a {expected} is wanted"
+        raise ArtifactError(f"{told}, as its {CONFIG_FILE} says.")
+    seal = data.pop(SEAL, None)
     try:
-        return build(kind, data, str(path))
+        config = build(kind, data, str(path))
     except ConfigError as error:
         raise CorruptFileError(str(error), hint=AGAIN) from None
+    check_seal(path, data, seal)
+    return config
 
 
 def read_text_tokenizer(folder: Path, config: GeneratorExport) -> TextTokenizer:
@@ -344,19 +366,35 @@ def differing_tensors(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -
     return sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name))
 
 
+def _take_part(model: nn.Module) -> None:
+    """Gather the weights of a shared-out model together with the main process, which writes."""
+    for _ in whole_tensors(model.state_dict()):
+        pass
+
+
 def _write(folder: Path, model: nn.Module, config: Config) -> None:
-    write_json(folder / CONFIG_FILE, config.to_dict())
-    write_safetensors(folder / WEIGHTS_FILE, model.state_dict(), {"format": "pt"})
-
-
-def _load_weights(model: nn.Module, folder: Path) -> str:
     path = folder / WEIGHTS_FILE
-    weights = read_safetensors(path)
-    names = differing_tensors(model, {name: tensor.shape for name, tensor in weights.items()})
+    write_safetensors(path, model.state_dict(), {"format": "pt"})
+    content = config.to_dict() | {"weights_sha256": sha256_file(path)}
+    write_sealed_json(folder / CONFIG_FILE, content)
+
+
+def _load(
+    folder: Path, config: TokenizerExport | GeneratorExport, build_model: Callable[[], M]
+) -> tuple[M, str]:
+    """The network and the SHA-256 of its weights, which fit before memory is taken for it."""
+    path = folder / WEIGHTS_FILE
+    with open_weights(path) as file, torch.device("meta"):
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        names = differing_tensors(build_model(), shapes)
     if names:
         raise ArtifactError(
             f"{path} does not fit its {CONFIG_FILE}: {len(names)} tensors differ, "
             f"{', '.join(names[:3])} among them."
         )
-    model.load_state_dict(weights)
-    return sha256_file(path)
+    sha256 = sha256_file(path)
+    if config.weights_sha256 not in (None, sha256):
+        raise CorruptFileError(f"{path} is damaged: its SHA-256 is another one.", hint=AGAIN)
+    model = build_model()
+    model.load_state_dict(read_safetensors(path))
+    return model, sha256

@@ -2,7 +2,11 @@
 
 Everything is written under a temporary name in the same folder, synced and renamed; safetensors
 are read with their header checked against the file's size; a folder that a process writes is
-locked for as long as that process lives.
+locked for as long as that process lives, and who locks it removes what a killed one left behind.
+
+Safetensors are written here and not by the library, whose bytes they have: one tensor after the
+other, so that no second copy of a model lies in memory, and a model that is shared out over
+processes is gathered a tensor at a time.
 
 The names of the files in an export stand here too, because every floor knows them.
 """
@@ -10,6 +14,7 @@ The names of the files in an export stand here too, because every floor knows th
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,9 +23,11 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from latentlm_core.config import digest_of
 from latentlm_core.errors import ArtifactError, BusyError, CorruptFileError
 
 CONFIG_FILE = "config.json"
@@ -29,6 +36,8 @@ WEIGHTS_FILE = "model.safetensors"
 """Its weights."""
 TEXT_FILE = "text.json"
 """The text tokenizer of a model that reads text."""
+SEAL = "checksum"
+"""Key of an object in a JSON file that holds the SHA-256 of all else in it."""
 TOKENIZER_FOLDER = "tokenizer"
 """The export of the tokenizer, inside that of a generator and inside a latent set."""
 
@@ -39,19 +48,15 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         ArtifactError: the file system refused (no space, no permission); ``path`` is as before.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = _part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-        mode = part.stat().st_mode  # what the user's umask says; safetensors writes 0600
         write(part)
-        part.chmod(mode)
         _sync(part)
         os.replace(part, path)
         _sync(path.parent)
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ArtifactError(f"{path} cannot be written: {reason}.") from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
         with suppress(OSError):
             part.unlink()
@@ -72,12 +77,36 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, with the SHA-256 of all else in it under ``SEAL``."""
+    write_json(path, {**value, SEAL: digest_of(value)})
+
+
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors atomically; the bytes depend on names, values and metadata alone."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    write_file(path, lambda part: _save_tensors(part, plain, dict(metadata or {})))
+    """Write tensors atomically; the bytes depend on names, values and metadata alone.
+
+    Args:
+        path: the file.
+        tensors: by name; on any device, and shared out as DTensors too, where the other processes
+            must go through ``whole_tensors`` meanwhile.
+        metadata: text for the header.
+
+    Raises:
+        ArtifactError: the file system refused; ``path`` is as before.
+    """
+    write_file(path, lambda part: _write_tensors(part, tensors, dict(metadata or {})))
+
+
+def whole_tensors(tensors: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """Each tensor in the order of the file, gathered when its turn comes where it is a DTensor.
+
+    Gathering takes part in every process of the tensor: all of them must go through this.
+    """
+    for name in _file_order(tensors):
+        tensor = tensors[name].detach()
+        yield tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 @contextmanager
@@ -90,23 +119,46 @@ def write_folder(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the file system refused; ``path`` is as before.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = _part_of(path)
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
-        for entry in part.rglob("*"):
-            _sync(entry)
-        _sync(part)
-        if path.exists():
-            _swap(part, path)
-        else:
-            os.replace(part, path)
-        _sync(path.parent)
+        publish(part, path)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def publish(part: Path, path: Path) -> None:
+    """Sync a finished folder and give it its name, in the place of one that is there.
+
+    Raises:
+        OSError: the file system refused; ``path`` is as before.
+    """
+    for entry in part.rglob("*"):
+        _sync(entry)
+    _sync(part)
+    if path.is_dir():
+        _swap(part, path)
+    else:
+        os.replace(part, path)
+    _sync(path.parent)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file, and no pipe or device, which might never end.
+
+    Raises:
+        ArtifactError: it is not there, or cannot be read.
+    """
+    try:
+        if path.is_file():
+            return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from None
+    raise ArtifactError(f"There is no file {path}.")
 
 
 def read_json(path: Path) -> Any:
@@ -116,14 +168,34 @@ def read_json(path: Path) -> Any:
         ArtifactError: the file is not there.
         CorruptFileError: it is no JSON.
     """
+    content = read_bytes(path)
     try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"There is no file {path}.") from None
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from None
+        return json.loads(content)
     except (ValueError, RecursionError):
         raise CorruptFileError(f"{path} is not valid JSON.") from None
+
+
+def read_sealed_json(path: Path) -> Any:
+    """Read JSON, of an object without its seal, which is compared; errors as ``read_json``."""
+    value = read_json(path)
+    if isinstance(value, dict):
+        check_seal(path, value, value.pop(SEAL, None))
+    return value
+
+
+def check_seal(path: Path, value: dict[str, Any], seal: Any) -> None:
+    """Compare a JSON object with the seal that was taken out of it.
+
+    None is none: earlier versions wrote none, and who edits a file takes it out.
+
+    Raises:
+        CorruptFileError: something in the file has changed since it was written.
+    """
+    if seal is not None and seal != digest_of(value):
+        raise CorruptFileError(
+            f"{path} is damaged: it is not what its {SEAL} says.",
+            hint=f"If it was edited on purpose, take its {SEAL} out.",
+        )
 
 
 def read_text(path: Path) -> str:
@@ -134,11 +206,7 @@ def read_text(path: Path) -> str:
         CorruptFileError: it is no UTF-8.
     """
     try:
-        return path.read_text("utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"There is no file {path}.") from None
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from None
+        return read_bytes(path).decode()
     except UnicodeDecodeError:
         raise CorruptFileError(f"{path} is not UTF-8 text.") from None
 
@@ -168,14 +236,19 @@ def sha256_file(path: Path) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """Hold ``folder`` against other processes; the lock ends with the process, however it ends.
 
+    What a process that was killed left there is mended first: pieces of files are removed, and what
+    was moved aside for something that never came is put back.
+
     Raises:
         BusyError: another process holds it.
         ArtifactError: the folder cannot be made or written.
     """
+    _check_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
+        _mend(folder)
     except Timeout:
         raise BusyError(
             f"Another process is writing {folder}.", hint="Wait for it, or use another --out."
@@ -188,18 +261,81 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Save, then sort the header's metadata: the library writes them in a random order."""
-    safetensors.torch.save_file(tensors, path, metadata or None)
-    if len(metadata) < 2:
-        return
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(metadata.items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
-        file.seek(8)
-        file.write(text.encode().ljust(length))
+_DTYPES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names of the format, in the order in which the library lays the tensors of a file."""
+
+
+def _file_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """By dtype, widest first, then by name."""
+    order = {dtype: index for index, dtype in enumerate(_DTYPES)}
+    return sorted(tensors, key=lambda name: (order[tensors[name].dtype], name.encode()))
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Header length (8 bytes), header (JSON, padded to a multiple of 8), then the tensors."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    place = 0
+    for name in _file_order(tensors):
+        tensor = tensors[name]
+        begin, place = place, place + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, place],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in whole_tensors(tensors):
+            file.write(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _part_of(path: Path) -> Path:
+    """The temporary name beside ``path``."""
+    _check_name(path)
+    if path.name in ("", ".."):
+        raise ArtifactError(f"{path} is no name of a new file or folder.")
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def _check_name(path: Path) -> None:
+    """Refuse what no file system takes for a name: NUL, and surrogates that stand for no byte."""
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise ArtifactError(f"{path} is no name of a file or folder.")
+
+
+_LEFT_BEHIND = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>part|old)", re.DOTALL)
+
+
+def _mend(folder: Path) -> None:
+    for path in list(folder.iterdir()):
+        left = _LEFT_BEHIND.fullmatch(path.name)
+        if left is None:
+            continue
+        if left["kind"] == "old" and not (folder / left["name"]).exists():
+            os.replace(path, folder / left["name"])
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

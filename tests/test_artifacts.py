@@ -20,6 +20,7 @@ from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.tokenizers.conv import ConvConfig
 from latentlm_core.tokenizers.sigma_vae import SigmaVAEConfig
 from tests.test_models import tiny_latent_lm
+from tests.tiny_latents import rewrite
 
 CPU = torch.device("cpu")
 TOKENIZER = SigmaVAEConfig(
@@ -73,8 +74,7 @@ def test_weights_that_do_not_fit_are_refused(exports):
     folder, _, _ = exports
     path = folder / "vae" / "config.json"
     config = json.loads(path.read_text())
-    config["tokenizer"]["latent_channels"] = 4
-    path.write_text(json.dumps(config))
+    rewrite(path, tokenizer=config["tokenizer"] | {"latent_channels": 4})
     with pytest.raises(ArtifactError, match="tensors differ"):
         load_tokenizer(folder / "vae", CPU)
 

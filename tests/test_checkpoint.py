@@ -5,12 +5,9 @@ import pytest
 import torch
 
 from latentlm_core.errors import ArtifactError, CorruptFileError
-from latentlm_core.training.checkpoint import (
-    CheckpointState,
-    CheckpointStore,
-    copy_strictly,
-    differences,
-)
+from latentlm_core.training.checkpoint import CheckpointStore
+from latentlm_core.training.checkpoint_files import copy_strictly
+from latentlm_core.training.checkpoint_state import CheckpointState
 
 PARTS = {
     "model": {"net.weight": torch.arange(12.0).view(3, 4), "net.bias": torch.ones(3)},
@@ -84,7 +81,7 @@ def test_a_truncated_or_missing_file_is_refused_by_name(tmp_path, name):
 def test_another_format_is_refused(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path, keep=1)
     save(store, 4)
-    monkeypatch.setattr("latentlm_core.training.checkpoint.FORMAT_VERSION", 2)
+    monkeypatch.setattr("latentlm_core.training.checkpoint_state.FORMAT_VERSION", 2)
     with pytest.raises(ArtifactError, match="format version 1; this version of latentlm reads 2"):
         store.latest()
 
@@ -119,14 +116,3 @@ def test_copy_strictly_names_all_differences_and_copies_nothing():
         "b is (3, 1) and should be (3,)."
     )
     assert target["a"].tolist() == [0.0, 0.0]
-
-
-def test_differences_are_named_by_dotted_key():
-    saved = {"trainer": {"seed": 1, "log_every": 5}, "data": "mnist", "old": 1}
-    current = {"trainer": {"seed": 2, "log_every": 7}, "data": "mnist", "new": None}
-    assert differences(saved, current, frozenset({"trainer.log_every"})) == [
-        "new is 'absent' there and None here",
-        "old is 1 there and 'absent' here",
-        "trainer.seed is 1 there and 2 here",
-    ]
-    assert differences(saved, saved) == []

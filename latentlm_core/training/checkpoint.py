@@ -1,68 +1,62 @@
 """Checkpoints: folders of safetensors that are whole or not there, and never hold a pickle.
 
     checkpoints/step-00001000/
-    ├── model.safetensors      one file for each part of the state that the trainer hands over
-    ├── ema.safetensors
+    ├── model.safetensors      one file for each part of the state that the trainer hands over, and
+    ├── ema.safetensors        one for each process where they share it out (``checkpoint_files``)
     ├── optimizer.safetensors
     ├── ...
     └── state.json             step, samples, configuration; size and SHA-256 of each file
 
-A checkpoint is written into a temporary folder, synced and published by one rename. Reading
-compares every byte with its checksum: a damaged checkpoint is refused by the name of its file and
-never replaced by an older one in silence. ``state.json`` carries a checksum of itself.
+A checkpoint is written into a hidden folder, synced and published by one rename. Reading compares
+every byte with its checksum: a damaged checkpoint is refused by the name of its file and never
+replaced by an older one in silence. ``state.json`` carries a checksum of itself.
+
+Notable choices:
+- a thread writes, hashes and syncs. Training waits for it, or goes on where ``is_async`` had the
+  tensors copied first; one checkpoint is under way at a time;
+- threads know no collectives: each process leaves sizes and checksums of its files beside them,
+  the main one waits for all of these, seals state.json and publishes. How it went is agreed on
+  between steps (``wait``), so that an error of one process is the error of all;
+- what is kept: the newest K, the multiples of M steps, the one of the lowest score, and the newest
+  one that a run may go back to (``go_back``).
 """
 
+import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Self, TypeVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from latentlm_core.config import Config, build
-from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError
-from latentlm_core.files import (
-    read_json,
-    read_safetensors,
-    sha256_file,
-    write_folder,
-    write_json,
-    write_safetensors,
+from latentlm_core.errors import ArtifactError, CorruptFileError, LatentLMError
+from latentlm_core.files import publish, read_json
+from latentlm_core.processes import current
+from latentlm_core.training.checkpoint_files import ShareFile, StoredTensor, open_part, own_share
+from latentlm_core.training.checkpoint_state import (
+    STATE_FILE,
+    CheckpointState,
+    FileEntry,
+    damaged,
+    describe,
+    read_state,
+    verify,
+    write_state,
 )
 
-FORMAT_VERSION = 1
+PATIENCE = 1800.0
+"""Seconds that the main process waits for the files of the others."""
 
-
-class FileEntry(Config):
-    """What a file of a checkpoint must be."""
-
-    num_bytes: int
-    """Its size."""
-    sha256: str
-    """Hex SHA-256 of its content."""
-
-
-class CheckpointState(Config):
-    """The plain values of a checkpoint."""
-
-    format: Literal["latentlm-checkpoint"] = "latentlm-checkpoint"
-    """What the folder is."""
-    format_version: int = FORMAT_VERSION
-    """Version of the layout."""
-    step: int
-    """Optimizer updates done."""
-    samples_seen: int
-    """Examples trained on."""
-    seconds: float
-    """Time spent training, over all sessions of the run."""
-    config: dict[str, Any]
-    """The run's configuration as plain JSON values."""
-    files: dict[str, FileEntry] = Field(default_factory=dict)
-    """The files beside this one, filled in when they are written."""
+_FOLDER = re.compile(r"step-\d{8,}")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,169 +71,314 @@ class Checkpoint:
     folder: Path
     state: CheckpointState
 
+    @contextmanager
+    def open(self, part: str) -> Iterator[dict[str, StoredTensor]]:
+        """The tensors of one part, to be read inside the block.
+
+        Raises:
+            CorruptFileError: the files of the part are not what they must be.
+        """
+        with open_part(self.folder, part, self.state.files) as tensors:
+            yield tensors
+
     def read(self, part: str) -> dict[str, Tensor]:
-        """The tensors of one part, on the CPU."""
-        return read_safetensors(self.path(part))
+        """The tensors of one part, whole and on the CPU."""
+        with self.open(part) as tensors:
+            return {name: tensor.whole() for name, tensor in tensors.items()}
 
     def path(self, part: str) -> Path:
-        """The file of one part."""
+        """What to call one part in a message: its file, where the part is not shared out."""
         return self.folder / f"{part}.safetensors"
 
 
 class CheckpointStore:
     """The checkpoints of one run; whoever uses it holds the run's lock.
 
+    Every process has one and calls each method together with the others. As a context manager it
+    waits, at the end, for what is under way.
+
     Args:
-        folder: the ``checkpoints`` folder of the run; made when it is needed.
+        folder: the ``checkpoints`` folder of the run, which all processes see; made when needed.
         keep: how many of the newest checkpoints are kept.
+        every: those of a multiple of so many steps are kept as well; 0 for none.
+        best: whether the one of the lowest score is kept as well.
+        go_back: the newest of a multiple of so many steps is kept as well; 0 for none.
+        is_async: copy the tensors and come back from ``save`` while they are written.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        *,
+        every: int = 0,
+        best: bool = False,
+        go_back: int = 0,
+        is_async: bool = False,
+    ) -> None:
         self.folder = folder
         self.keep = keep
+        self.every = every
+        self.best = best
+        self.go_back = go_back
+        self.is_async = is_async
+        self._processes = current()
+        self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
+        self._under_way: futures.Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait; after an error for this process alone, for the others may not come here."""
+        if kind is None:
+            self.wait()
+        elif self._under_way is not None:
+            futures.wait([self._under_way])
 
     def save(self, state: CheckpointState, parts: Mapping[str, Mapping[str, Tensor]]) -> Path:
-        """Write a checkpoint for ``state.step``, then drop the ones that are too old.
+        """Write a checkpoint for ``state.step``, then drop the ones that need not be kept.
 
         Args:
             state: its plain values, without ``files``.
             parts: file stem => tensors by name.
 
         Returns:
-            The published folder.
+            The folder; it is there when ``save`` returns, or, with ``is_async``, after ``wait``.
 
         Raises:
-            ArtifactError: it cannot be written; the earlier ones are as before.
+            ArtifactError: it, or the one before, cannot be written; the earlier ones are as before.
         """
+        self.wait()
         folder = self.folder / f"step-{state.step:08d}"
-        with write_folder(folder) as part:
-            for stem, tensors in parts.items():
-                write_safetensors(part / f"{stem}.safetensors", tensors)
-            files = {path.name: _describe(path) for path in sorted(part.iterdir())}
-            sealed = state.model_copy(update={"files": files})
-            write_json(part / "state.json", {"sha256": sealed.digest(), "state": sealed.to_dict()})
-        self._prune()
+        part = folder.with_name(f".{folder.name}.part")
+        self._once(lambda: _make_empty(part))
+        self._agree(lambda: _require(part))
+        share = own_share(parts, self._processes, copy=self.is_async)
+        self._under_way = self._thread.submit(self._write, share, part, folder, state)
+        if not self.is_async:
+            self.wait()
         return folder
+
+    def wait(self) -> None:
+        """Come back when the checkpoint that is under way is published.
+
+        Raises:
+            ArtifactError: it could not be written; the earlier ones are as before.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is None:
+            return
+        try:
+            self._agree(under_way.result)
+        except LatentLMError:
+            if self._processes.is_main:
+                self._clean()
+            raise
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint, each of its files verified; None where there is none.
 
         Raises:
             CorruptFileError: the newest is damaged, naming the file.
-            ArtifactError: it was written in another format.
+            ArtifactError: it was written in another format, or what was under way failed.
         """
-        folders = self._folders()
-        if not folders:
+        self.wait()
+        folder = self._processes.agree(max(self._folders(), key=_step, default=None))
+        if folder is None:
             return None
-        folder = folders[-1]
-        state = _read_state(folder)
-        for name, entry in state.files.items():
-            _verify(folder / name, entry)
+        state = self._agree(lambda: read_state(folder))
+        self._agree(lambda: self._verify(folder, state))
         return Checkpoint(folder, state)
 
+    def way_back(self) -> int:
+        """The step of the checkpoint that a run goes back to.
+
+        The newest of a multiple of ``go_back``, which does not depend on interruptions; where there
+        is none, the newest.
+        """
+        self.wait()
+        steps = [_step(folder) for folder in self._folders()]
+        regular = [step for step in steps if step % self.go_back == 0]
+        return self._processes.agree(max(regular or steps, default=0))
+
+    def tidy(self) -> None:
+        """Drop what a killed run left: pieces, and checkpoints that it did not come to drop.
+
+        Raises:
+            ArtifactError: the file system refused.
+        """
+        self._once(self._prune)
+
+    def drop_after(self, step: int) -> None:
+        """Drop the checkpoints of later steps.
+
+        Raises:
+            ArtifactError: the file system refused.
+        """
+        later = [folder for folder in self._folders() if _step(folder) > step]
+        self._once(lambda: self._drop(later))
+
+    def _once(self, work: Callable[[], None]) -> None:
+        """Do ``work`` in the main process alone; an error of it is raised in all."""
+        self._agree(work if self._processes.is_main else lambda: None)
+
+    def _agree(self, work: Callable[[], _T]) -> _T:
+        """What ``work`` returns here; an error of any process is raised in all."""
+        result, error = None, None
+        try:
+            result = work()
+        except LatentLMError as caught:
+            error = caught
+        for each in self._processes.gather(error):
+            if each is not None:
+                raise each
+        return result  # type: ignore[return-value]
+
+    def _verify(self, folder: Path, state: CheckpointState) -> None:
+        """Compare the files with what they must be, each in one of the processes."""
+        there = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+        for name in sorted(there - state.files.keys() - {STATE_FILE}):
+            raise damaged(
+                folder / name, "it is none of the files that the checkpoint was saved with"
+            )
+        for name in self._processes.own(state.files):
+            verify(folder / name, state.files[name])
+
+    def _write(
+        self, share: list[ShareFile], part: Path, folder: Path, state: CheckpointState
+    ) -> None:
+        """Write what this process has; the main one publishes it all (in the thread)."""
+        if self._processes.is_main:
+            self._publish(share, part, folder, state)
+            return
+        note = _note_path(part, self._processes.rank)
+        try:
+            _leave_note(note, _Note(files=_write_files(share, part)))
+        except ArtifactError as error:
+            with suppress(ArtifactError):
+                _leave_note(note, _Note(error=str(error)))
+            raise
+
+    def _publish(
+        self, share: list[ShareFile], part: Path, folder: Path, state: CheckpointState
+    ) -> None:
+        try:
+            files = _write_files(share, part)
+            for rank in range(1, self._processes.size):
+                files |= _await_note(part, rank)
+            write_state(part, state.model_copy(update={"files": files}))
+            publish(part, folder)
+            self._prune()
+        except OSError as error:
+            raise ArtifactError(
+                f"{folder} cannot be written: {error.strerror or error}."
+            ) from error
+
     def _folders(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), key=lambda folder: (len(folder.name), folder))
+        """All checkpoints, the oldest first."""
+        return sorted(filter(_is_checkpoint, self.folder.glob("step-*")), key=_step)
 
     def _prune(self) -> None:
-        """Drop old checkpoints, under a hidden name first, and what a killed process left."""
-        for folder in self._folders()[: -self.keep]:
-            os.replace(folder, folder.with_name(f".{folder.name}.old"))
+        """Drop old checkpoints, and what a killed run left."""
+        folders = self._folders()
+        kept = set(folders[-self.keep :])
+        if self.every:
+            kept |= {folder for folder in folders if _step(folder) % self.every == 0}
+        if self.best:
+            kept |= _best(folders)
+        if self.go_back:
+            kept |= set([folder for folder in folders if _step(folder) % self.go_back == 0][-1:])
+        self._drop([folder for folder in folders if folder not in kept])
+        self._clean()
+
+    def _drop(self, folders: list[Path]) -> None:
+        """Remove checkpoints, under a hidden name first."""
+        for folder in folders:
+            old = folder.with_name(f".{folder.name}.old")
+            try:
+                os.replace(folder, old)
+            except OSError as error:
+                reason = error.strerror or error
+                raise ArtifactError(f"{folder} cannot be removed: {reason}.") from error
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _clean(self) -> None:
         for leftover in self.folder.glob(".step-*"):
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
-def copy_strictly(target: Mapping[str, Tensor], source: Mapping[str, Tensor], where: str) -> None:
-    """Copy ``source`` into the tensors of ``target``.
+class _Note(Config):
+    """What a process leaves for the main one when its files are written."""
 
-    Args:
-        target: tensors by name, of a module's ``state_dict`` for instance; overwritten.
-        source: as many tensors of the same names and shapes.
-        where: what the source is, for the message.
-
-    Raises:
-        ArtifactError: names or shapes differ, naming every difference; nothing is copied.
-    """
-    problems = [
-        *(f"{name} is missing" for name in sorted(target.keys() - source.keys())),
-        *(f"{name} is unknown" for name in sorted(source.keys() - target.keys())),
-        *(
-            f"{name} is {tuple(source[name].shape)} and should be {tuple(tensor.shape)}"
-            for name, tensor in target.items()
-            if name in source and source[name].shape != tensor.shape
-        ),
-    ]
-    if problems:
-        raise ArtifactError(f"{where} does not fit: {'; '.join(problems)}.")
-    with torch.no_grad():
-        for name, tensor in target.items():
-            tensor.copy_(source[name])
+    files: dict[str, FileEntry] = Field(default_factory=dict)
+    error: str | None = None
 
 
-def differences(
-    saved: Mapping[str, Any], current: Mapping[str, Any], free: frozenset[str] = frozenset()
-) -> list[str]:
-    """How two nested configurations differ, ``a.b is 1 there and 2 here``.
-
-    Args:
-        saved: the configuration of the checkpoint.
-        current: the one asked for, of plain JSON values too.
-        free: dotted keys that may differ.
-    """
-    there, here = dict(_flat(saved)), dict(_flat(current))
-    return [
-        f"{key} is {there.get(key, 'absent')!r} there and {here.get(key, 'absent')!r} here"
-        for key in sorted(there.keys() | here.keys())
-        if key not in free and there.get(key, _ABSENT) != here.get(key, _ABSENT)
-    ]
+def _note_path(part: Path, rank: int) -> Path:
+    return part / f".process-{rank:05d}.json"
 
 
-_ABSENT = object()
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _describe(path: Path) -> FileEntry:
-    return FileEntry(num_bytes=path.stat().st_size, sha256=sha256_file(path))
-
-
-class _Sealed(Config):
-    sha256: str
-    state: CheckpointState
-
-
-def _read_state(folder: Path) -> CheckpointState:
-    path = folder / "state.json"
+def _leave_note(path: Path, note: _Note) -> None:
+    """Let the main process see a note, whole; from then on it may rename the folder."""
+    coming = path.with_suffix(".part")
     try:
-        sealed = build(_Sealed, read_json(path), str(path))
-    except (ConfigError, ArtifactError, CorruptFileError) as error:
-        raise _damaged(path, str(error)) from None
-    if sealed.state.digest() != sealed.sha256:
-        raise _damaged(path, "its checksum differs")
-    if sealed.state.format_version != FORMAT_VERSION:
+        coming.write_text(json.dumps(note.to_dict()), "utf-8")
+        os.replace(coming, path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _await_note(part: Path, rank: int) -> dict[str, FileEntry]:
+    """Wait for the files of another process; what they must be."""
+    path, deadline = _note_path(part, rank), time.monotonic() + PATIENCE
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ArtifactError(f"Process {rank} has written nothing for {PATIENCE:.0f} s: {part}.")
+        time.sleep(0.01)
+    note = build(_Note, read_json(path), str(path))
+    path.unlink()
+    if note.error is not None:
+        raise ArtifactError(f"Process {rank}: {note.error}")
+    return note.files
+
+
+def _make_empty(part: Path) -> None:
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ArtifactError(f"{part} cannot be written: {error.strerror or error}.") from error
+
+
+def _require(part: Path) -> None:
+    if not part.is_dir():
         raise ArtifactError(
-            f"{path} has format version {sealed.state.format_version}; "
-            f"this version of latentlm reads {FORMAT_VERSION}."
+            f"{part.parent} is not the same folder for all processes.",
+            hint="Put the run on a file system that all machines share.",
         )
-    return sealed.state
 
 
-def _verify(path: Path, entry: FileEntry) -> None:
-    if not path.is_file():
-        raise _damaged(path, "it is missing")
-    if path.stat().st_size != entry.num_bytes:
-        raise _damaged(path, f"it has {path.stat().st_size} bytes instead of {entry.num_bytes}")
-    if sha256_file(path) != entry.sha256:
-        raise _damaged(path, "its checksum differs")
+def _write_files(share: list[ShareFile], part: Path) -> dict[str, FileEntry]:
+    for file in share:
+        file.write(part)
+    return {file.name: describe(part / file.name) for file in share}
 
 
-def _damaged(path: Path, reason: str) -> CorruptFileError:
-    return CorruptFileError(
-        f"{path} is damaged: {reason.rstrip('.')}.",
-        hint=f"Remove {path.parent} to go on from the checkpoint before it.",
-    )
+def _is_checkpoint(folder: Path) -> bool:
+    return _FOLDER.fullmatch(folder.name) is not None
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _best(folders: list[Path]) -> set[Path]:
+    """The checkpoint of the lowest score, of equal ones the oldest; none where none has one."""
+    scores: dict[Path, float] = {}
+    for folder in folders:
+        with suppress(ArtifactError, CorruptFileError):
+            score = read_state(folder).score
+            if score is not None:
+                scores[folder] = score
+    return {min(scores, key=scores.__getitem__)} if scores else set()

@@ -6,12 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from latentlm_core.training.checkpoint import (
-    Checkpoint,
-    CheckpointState,
-    CheckpointStore,
-    copy_strictly,
-)
+from latentlm_core.training.checkpoint import Checkpoint, CheckpointStore
+from latentlm_core.training.checkpoint_files import copy_strictly
+from latentlm_core.training.checkpoint_state import CheckpointState
 from latentlm_core.training.optim import Ema
 from latentlm_core.training.runlog import Means
 from latentlm_core.training.step import Stepper
@@ -39,14 +36,25 @@ class TrainState:
     samples_seen: int = 0
     seconds: float = 0.0
 
-    def save(self, store: CheckpointStore, config: dict[str, Any]) -> None:
-        """Write a checkpoint of this state and the run's configuration.
+    def save(
+        self, store: CheckpointStore, config: dict[str, Any], score: float | None = None
+    ) -> None:
+        """Write a checkpoint of this state.
+
+        Args:
+            store: where to.
+            config: of the run.
+            score: objective on the held-out data after this step; None where it is not known.
 
         Raises:
             ArtifactError: it cannot be written.
         """
         plain = CheckpointState(
-            step=self.step, samples_seen=self.samples_seen, seconds=self.seconds, config=config
+            step=self.step,
+            samples_seen=self.samples_seen,
+            seconds=self.seconds,
+            config=config,
+            score=score,
         )
         parts = {
             "model": self._weights(),
@@ -62,9 +70,12 @@ class TrainState:
         Raises:
             ArtifactError: the checkpoint is of other networks, naming every difference.
         """
-        copy_strictly(self._weights(), checkpoint.read("model"), str(checkpoint.path("model")))
-        copy_strictly(self.ema.tensors(), checkpoint.read("ema"), str(checkpoint.path("ema")))
-        self.stepper.load(checkpoint.read("optimizer"), str(checkpoint.path("optimizer")))
+        with checkpoint.open("model") as stored:
+            copy_strictly(self._weights(), stored, str(checkpoint.path("model")))
+        with checkpoint.open("ema") as stored:
+            copy_strictly(self.ema.tensors(), stored, str(checkpoint.path("ema")))
+        with checkpoint.open("optimizer") as stored:
+            self.stepper.load(stored, str(checkpoint.path("optimizer")))
         self.means.load(checkpoint.read("figures"))
         self.step = checkpoint.state.step
         self.samples_seen = checkpoint.state.samples_seen
