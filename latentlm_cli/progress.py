@@ -120,7 +120,7 @@ class _Pace:
 
     @property
     def rate(self) -> float:
-        return (self.done - self._start) / max(self.seconds, 1e-9)
+        return max(self.done - self._start, 0) / max(self.seconds, 1e-9)
 
     @property
     def seconds_left(self) -> float:

@@ -12,7 +12,10 @@ class Bar(Protocol):
     """One piece of long work."""
 
     def advance(self, amount: int = 1, **figures: float) -> None:
-        """Report ``amount`` more units done and the latest figures (a loss, a rate)."""
+        """Report ``amount`` more units done and the latest figures (a loss, a rate).
+
+        A run that goes back to a checkpoint reports a negative amount.
+        """
 
 
 class Progress(Protocol):

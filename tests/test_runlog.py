@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from latentlm_core.errors import ArtifactError, CorruptFileError
-from latentlm_core.training.runlog import Means, RunLog, last_figures, read_metrics
+from latentlm_core.training.runlog import Means, RunLog, figures_of, last_figures, read_metrics
 from latentlm_core.training.tasks import Term
 
 
@@ -51,11 +51,16 @@ def test_means_are_sums_over_counts_and_survive_a_checkpoint():
     means = Means()
     means.add({"a": term(1.0, 1)})
     means.add({"a": term(5.0, 3), "b": term(2.0, 4)})
-    assert means.fetch() == [{"a": 1.0}, {"a": pytest.approx(5 / 3), "b": 0.5}]
-    assert means.fetch() == []
+    steps = means.withdraw()
+    assert list(map(figures_of, steps)) == [{"a": 1.0}, {"a": pytest.approx(5 / 3), "b": 0.5}]
+    assert means.withdraw() == []
+    assert means.take() == {}, "what was withdrawn counts when it is counted"
+    for sums in steps:
+        means.count(sums)
     resumed = Means()
     resumed.load(means.tensors())
     resumed.add({"a": term(6.0, 4), "nothing": term(0.0, 0)})
-    resumed.fetch()
+    for sums in resumed.withdraw():
+        resumed.count(sums)
     assert resumed.take() == {"a": 1.5, "b": 0.5, "nothing": None}
     assert resumed.take() == {}

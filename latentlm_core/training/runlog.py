@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from latentlm_core.errors import ArtifactError, CorruptFileError
-from latentlm_core.files import write_text
+from latentlm_core.files import read_text, write_text
 from latentlm_core.training.tasks import Term
 
 Row = dict[str, Any]
+Sums = dict[str, tuple[float, int]]
+"""Sum and count of each term."""
 
 
 class RunLog:
@@ -71,14 +73,9 @@ def read_metrics(path: Path) -> list[Row]:
 
     Raises:
         ArtifactError: there is no such file.
-        CorruptFileError: a line is no JSON object with a ``step``.
+        CorruptFileError: it is no text, or a line is no JSON object with a ``step``.
     """
-    try:
-        *lines, _ = path.read_text("utf-8").split("\n")
-    except FileNotFoundError:
-        raise ArtifactError(f"There is no file {path}.") from None
-    except UnicodeDecodeError:
-        raise CorruptFileError(f"{path} is not UTF-8 text.") from None
+    *lines, _ = read_text(path).split("\n")
     return [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
 
 
@@ -91,15 +88,20 @@ def last_figures(path: Path) -> dict[str, float | None]:
     return newest
 
 
+def figures_of(sums: Sums) -> dict[str, float]:
+    """The means of one step's sums."""
+    return {name: total / max(count, 1) for name, (total, count) in sums.items()}
+
+
 class Means:
-    """Means of terms over several steps, whose values stay on the device until they are fetched.
+    """Means of terms over several steps, whose values stay on the device until they are withdrawn.
 
     Sums are float64 and in the order of the steps, so they depend neither on when values are
-    fetched nor on a checkpoint in between.
+    withdrawn nor on a checkpoint in between.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, int]] = {}
+        self._sums: Sums = {}
         self._waiting: list[tuple[dict[str, int], Tensor]] = []
 
     def add(self, terms: Mapping[str, Term]) -> None:
@@ -107,33 +109,37 @@ class Means:
         totals = torch.stack([term.total.detach().float() for term in terms.values()])
         self._waiting.append(({name: term.count for name, term in terms.items()}, totals))
 
-    def fetch(self) -> list[dict[str, float]]:
-        """Copy what was added since the last fetch to the host, in one transfer.
+    def withdraw(self) -> list[Sums]:
+        """Copy what was added since the last call to the host, in one transfer, and forget it.
 
         Returns:
-            The means of each ``add`` since then.
+            The sums of each ``add`` since then.
         """
-        if not self._waiting:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
             return []
-        values = iter(torch.cat([totals for _, totals in self._waiting]).tolist())
-        fetched = []
-        for counts, _ in self._waiting:
-            totals = {name: next(values) for name in counts}
-            for name, count in counts.items():
-                total_before, count_before = self._sums.get(name, (0.0, 0))
-                self._sums[name] = (total_before + totals[name], count_before + count)
-            fetched.append({name: totals[name] / max(count, 1) for name, count in counts.items()})
-        self._waiting.clear()
-        return fetched
+        values = iter(torch.cat([totals for _, totals in waiting]).tolist())
+        return [{name: (next(values), counts[name]) for name in counts} for counts, _ in waiting]
+
+    def count(self, sums: Sums) -> None:
+        """Add one step's sums, which are on the host.
+
+        Terms are in the order of the newest step, which a checkpoint does not keep.
+        """
+        newest: Sums = {}
+        for name, (total, count) in sums.items():
+            total_before, count_before = self._sums.pop(name, (0.0, 0))
+            newest[name] = (total_before + total, count_before + count)
+        self._sums = newest | dict(sorted(self._sums.items()))
 
     def take(self) -> dict[str, float | None]:
-        """The means of what was fetched, None where nothing was counted; then start anew."""
+        """The means of what was counted, None where nothing was counted; then start anew."""
         means = {name: total / n if n else None for name, (total, n) in self._sums.items()}
         self._sums = {}
         return means
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was fetched, as (2,) float64 sum and count, for a checkpoint."""
+        """What was counted, as (2,) float64 sum and count, for a checkpoint."""
         return {name: torch.tensor(pair, dtype=torch.float64) for name, pair in self._sums.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
