@@ -88,12 +88,15 @@ def test_found_inf_keeps_weights_and_state():
     optimizer = build_optimizer(layer, OptimizerConfig())
     for failed in (0.0, 1.0, 0.0):
         before = [value.clone() for value in layer.state_dict().values()]
-        state = {name: value.clone() for name, value in optimizer_tensors(optimizer, layer).items()}
+        state = {
+            name: value.clone()
+            for name, value in optimizer_tensors(optimizer, dict(layer.named_parameters())).items()
+        }
         for parameter in layer.parameters():
             parameter.grad = torch.full_like(parameter, math.nan if failed else 1.0)
         optimizer.found_inf = torch.tensor(failed)
         optimizer.step()
-        after = optimizer_tensors(optimizer, layer)
+        after = optimizer_tensors(optimizer, dict(layer.named_parameters()))
         changed = not all(map(torch.equal, before, layer.state_dict().values()))
         assert changed == (not failed)
         if failed:
@@ -113,15 +116,17 @@ def test_optimizer_state_is_kept_by_name():
 
     layer, optimizer = trained(0)
     other, fresh = trained(1)
-    saved = optimizer_tensors(optimizer, layer)
+    saved = optimizer_tensors(optimizer, dict(layer.named_parameters()))
     assert set(saved) == {
         f"{name}.{key}" for name in ("weight", "bias") for key in ("step", "exp_avg", "exp_avg_sq")
     }
-    load_optimizer(fresh, other, saved, "file")
-    loaded = optimizer_tensors(fresh, other)
+    load_optimizer(fresh, dict(other.named_parameters()), saved, "file")
+    loaded = optimizer_tensors(fresh, dict(other.named_parameters()))
     assert all(torch.equal(loaded[name], saved[name]) for name in saved)
     with pytest.raises(ArtifactError, match=r"file does not fit: alien\.exp_avg is unknown"):
-        load_optimizer(fresh, other, saved | {"alien.exp_avg": torch.zeros(1)}, "file")
+        load_optimizer(
+            fresh, dict(other.named_parameters()), saved | {"alien.exp_avg": torch.zeros(1)}, "file"
+        )
 
 
 def test_ema_warm_up_in_closed_form():

@@ -1,4 +1,5 @@
 import math
+from itertools import count
 
 import pytest
 import torch
@@ -54,14 +55,14 @@ def test_splitting_a_batch_with_unequal_counts_changes_only_the_rounding(tmp_pat
 
 
 def task_count(stream: Stream, index: int) -> int:
-    return Regression()._counts(next(stream.batches(index)))["right"]
+    return Regression()._counts(next(stream.batches([index])))["right"]
 
 
 def test_after_a_bad_step_nothing_moves_even_if_nobody_looks():
     """A GPU's host looks at the figures late: the steps until then must not do harm."""
     task = Adversarial()
     stepper = make_stepper({"generator": task.net, "critic": task.critic})
-    stream = Stream(spoil={4: math.nan}).batches(3)
+    stream = Stream(spoil={4: math.nan}).batches(count(3))
     weights = []
     for step in (3, 4, 5):
         stepper.step(task.turns(step), [next(stream)], step)
@@ -77,7 +78,7 @@ def test_each_turn_updates_its_own_module_only():
     stepper = make_stepper(
         {"generator": task.net, "critic": task.critic}, OptimizerConfig(weight_decay=0.5)
     )
-    batches = [next(Stream().batches(0))]
+    batches = [next(Stream().batches([0]))]
     figures = stepper.step(task.turns(0), batches, 0)
     assert all(map(torch.equal, critic, task.critic.parameters()))
     assert figures.keys() == {"copy", "gan", "loss/generator", "grad_norm/generator"}
@@ -97,7 +98,7 @@ def test_every_step_part_and_turn_draws_its_own_noise():
     turns = [Turn(name, net, loss, {"output": 1.0}) for name in ("first", "second")]
     for seed in (0, 1, 0):
         stepper = make_stepper({turn.name: net for turn in turns}, seed=seed)
-        parts = [next(Stream().batches(index)) for index in range(2)]
+        parts = [next(Stream().batches([index])) for index in range(2)]
         for step in range(2):
             stepper.step(turns, parts, step)
     assert len(set(draws[:16])) == 16
@@ -109,7 +110,7 @@ def test_clipping_bounds_the_gradient_that_the_optimizer_sees():
     for clip_norm in (0.0, 0.01):
         task = Regression()
         stepper = make_stepper({"main": task.net}, OptimizerConfig(clip_norm=clip_norm))
-        figures = stepper.step(task.turns(0), [next(Stream().batches(0))], 0)
+        figures = stepper.step(task.turns(0), [next(Stream().batches([0]))], 0)
         gradients = torch.cat([p.grad.flatten() for p in task.net.parameters()])
         norms[clip_norm] = (figures["grad_norm/main"].total.item(), gradients.norm().item())
     assert norms[0.0][0] == norms[0.01][0] > 1.0
@@ -143,7 +144,7 @@ def test_the_schedule_of_a_turn_counts_from_its_first_step():
     ]
 
     before = [parameter.detach().clone() for parameter in task.critic.parameters()]
-    stepper.step(task.turns(3), [next(Stream().batches(3))], 3)
+    stepper.step(task.turns(3), [next(Stream().batches([3]))], 3)
     after = [parameter.detach() for parameter in task.critic.parameters()]
     moved = max(float((new - old).abs().max()) for old, new in zip(before, after, strict=True))
     assert moved == pytest.approx(0.05, rel=0.02), "AdamW's first step is as long as its rate"

@@ -12,7 +12,8 @@ from latentlm_core.files import read_safetensors
 from latentlm_core.training.hardware import autocast_dtype
 from latentlm_core.training.optim import OptimizerConfig
 from latentlm_core.training.runlog import read_metrics
-from latentlm_core.training.trainer import Trainer, TrainerConfig
+from latentlm_core.training.trainer import Trainer
+from latentlm_core.training.trainer_config import TrainerConfig
 from tests.tiny_training import (
     Listener,
     Regression,

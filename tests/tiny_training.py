@@ -1,6 +1,6 @@
 """Two small real tasks and a stream to train them on, for the tests of training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentlm_core.draws import WHOLE, Rows, Share
 from latentlm_core.files import sha256_file
 from latentlm_core.runtime import generator
 from latentlm_core.training.optim import OptimizerConfig
 from latentlm_core.training.runlog import read_metrics
 from latentlm_core.training.tasks import Term, Terms, Turn
-from latentlm_core.training.trainer import Trainer, TrainerConfig
+from latentlm_core.training.trainer import Trainer
+from latentlm_core.training.trainer_config import TrainerConfig
 
 TIMING = {"samples_per_second", "data_wait_share"}
 
@@ -32,6 +34,11 @@ class Points:
     def to(self, device: torch.device) -> "Points":
         return Points(self.x.to(device), self.y.to(device), self.keys)
 
+    def share(self, index: int, count: int) -> "Points":
+        rows = Rows.of_share(len(self), index, count)
+        own = slice(rows.start, rows.stop)
+        return Points(self.x[own], self.y[own], self.keys[own])
+
 
 @dataclass
 class Stream:
@@ -44,9 +51,8 @@ class Stream:
     spoil: dict[int, float] = field(default_factory=dict)
     asked: list[int] = field(default_factory=list)
 
-    def batches(self, start: int) -> Iterator[Points]:
-        index = start
-        while True:
+    def batches(self, numbers: Iterable[int], share: Share = WHOLE) -> Iterator[Points]:
+        for index in numbers:
             self.asked.append(index)
             if index in self.faults:
                 raise self.faults.pop(index)
@@ -55,8 +61,7 @@ class Stream:
             size = self.size // self.parts
             rows = slice(part * size, (part + 1) * size)
             x = whole.x[rows] * self.spoil.get(index, 1.0)
-            yield Points(x, whole.y[rows], whole.keys[rows])
-            index += 1
+            yield Points(x, whole.y[rows], whole.keys[rows]).share(*share)
 
     def held_out(self) -> Iterator[Points]:
         for index in range(self.held_out_batches):
@@ -206,6 +211,7 @@ def make(
     progress: Any = None,
     optimizer: OptimizerConfig | None = None,
     run_config: dict[str, Any] | None = None,
+    schema: dict[str, Any] | None = None,
     **config: Any,
 ) -> Trainer:
     settings = {"total_steps": 13, "log_every": 4, "save_every": 5, "precision": "float32"} | config
@@ -219,6 +225,7 @@ def make(
         torch.device("cpu"),
         {"data": "points", "sizes": (2, 1)} if run_config is None else run_config,
         progress or Listener(),
+        schema or {},
     )
 
 

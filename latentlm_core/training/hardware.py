@@ -1,14 +1,16 @@
-"""What the hardware offers a training step: bfloat16 and compiled blocks."""
+"""What a training step takes of the hardware: bfloat16, compiled blocks, blocks computed twice."""
 
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from latentlm_core.errors import ConfigError
 
@@ -47,13 +49,34 @@ def require_compiler() -> None:
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """Compile the repeated parts of a network in place; parameter names stay as they are.
+    """Compile the blocks of a network in place; parameter names stay as they are.
 
-    A part is an item of an outermost ``nn.ModuleList`` or an outermost ``nn.Sequential``. Equal
-    blocks share one compilation, so this costs seconds where the whole network costs minutes.
+    Equal blocks share one compilation, so this costs seconds where the whole network costs minutes.
     """
-    for block in _blocks(module):
+    for block in blocks_of(module):
         block.compile()
+
+
+def recompute_blocks(module: nn.Module) -> None:
+    """Let each block of a network keep its inputs alone for the backward pass, and compute again.
+
+    Nothing in a block draws random numbers, so none are put back for the second time.
+    """
+    for block in blocks_of(module):
+        block.forward = partial(
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+        )
+
+
+def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The repeated parts: outermost ``nn.Sequential``s, and the items of ``nn.ModuleList``s."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        elif isinstance(child, nn.Sequential):
+            yield child
+        else:
+            yield from blocks_of(child)
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -62,13 +85,3 @@ def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        elif isinstance(child, nn.Sequential):
-            yield child
-        else:
-            yield from _blocks(child)

@@ -13,7 +13,7 @@ Notable choices:
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from latentlm_core.config import Config
-from latentlm_core.training.checkpoint import copy_strictly
+from latentlm_core.training.checkpoint_files import Source, copy_strictly
+from latentlm_core.training.parallel import local, reshard
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -96,35 +97,41 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> GuardedAdamW:
     )
 
 
-def optimizer_tensors(optimizer: AdamW, module: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(
+    optimizer: AdamW, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
     """The optimizer's state as ``PARAMETER.exp_avg``, ``.exp_avg_sq`` and ``.step``.
 
     A parameter that has never had a gradient has no state.
     """
     return {
         f"{name}.{key}": value
-        for name, parameter in module.named_parameters()
+        for name, parameter in parameters.items()
         if parameter in optimizer.state
         for key, value in optimizer.state[parameter].items()
     }
 
 
 def load_optimizer(
-    optimizer: AdamW, module: nn.Module, tensors: Mapping[str, Tensor], where: str
+    optimizer: AdamW,
+    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Source],
+    where: str,
 ) -> None:
-    """Give the optimizer the state that ``optimizer_tensors`` returned.
+    """Give the optimizer the state that ``optimizer_tensors`` returned, and no other.
 
     Raises:
         ArtifactError: a tensor belongs to no parameter, or has another shape.
     """
-    for name, parameter in module.named_parameters():
+    optimizer.state.clear()
+    for name, parameter in parameters.items():
         if f"{name}.step" in tensors:
             optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
-    copy_strictly(optimizer_tensors(optimizer, module), tensors, where)
+    copy_strictly(optimizer_tensors(optimizer, parameters), tensors, where)
 
 
 def ema_decay(step: int, limit: float) -> float:
@@ -135,7 +142,8 @@ def ema_decay(step: int, limit: float) -> float:
 class Ema:
     """Exponential moving average of a module's parameters, kept in float32; buffers are copied.
 
-    The tensors of the module are taken once: they must be updated in place from then on.
+    The tensors of the module are taken once: they must be updated in place from then on. Of weights
+    that are shared out over processes, each averages its own share.
 
     Args:
         module: on its device.
@@ -144,15 +152,17 @@ class Ema:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._decay = decay
+        self._module = module
         live = module.state_dict(keep_vars=True)
         averaged = [name for name in live if isinstance(live[name], nn.Parameter)]
         copied = [name for name in live if not isinstance(live[name], nn.Parameter)]
         self._names = [*averaged, *copied]
-        self._live = [live[name].detach() for name in self._names]
-        self._shadow = [
+        self._averages = [
             *(live[name].detach().to(torch.float32, copy=True) for name in averaged),
             *(live[name].detach().clone() for name in copied),
         ]
+        self._live = [local(live[name].detach()) for name in self._names]
+        self._shadow = [local(average) for average in self._averages]
         self._num_averaged = len(averaged)
 
     @torch.no_grad()
@@ -166,13 +176,11 @@ class Ema:
 
     def tensors(self) -> dict[str, Tensor]:
         """The average under the names of the module's ``state_dict`` (not copied)."""
-        return dict(zip(self._names, self._shadow, strict=True))
+        return dict(zip(self._names, self._averages, strict=True))
 
-    @torch.no_grad()
     def copy_to_module(self) -> None:
         """Overwrite the module's weights with the average."""
-        for tensor, shadow in zip(self._live, self._shadow, strict=True):
-            tensor.copy_(shadow)
+        self._overwrite(self._shadow)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -182,6 +190,10 @@ class Ema:
         try:
             yield
         finally:
-            with torch.no_grad():
-                for tensor, value in zip(self._live, own, strict=True):
-                    tensor.copy_(value)
+            self._overwrite(own)
+
+    @torch.no_grad()
+    def _overwrite(self, values: Sequence[Tensor]) -> None:
+        for tensor, value in zip(self._live, values, strict=True):
+            tensor.copy_(value)
+        reshard(self._module)

@@ -9,82 +9,55 @@ Notable choices:
 - resuming is calling the same thing again. On one CPU process the resumed run equals the
   undisturbed one bit for bit: batch k and all randomness are functions of the seed and k, and the
   sums of a half-done log interval travel with the checkpoint;
-- Ctrl-C and SIGTERM save at the next boundary between steps; asking twice leaves at once;
+- several processes train one model: they take the same steps, the main one alone writes and
+  reports (``training.parallel``);
+- Ctrl-C and SIGTERM save at the next boundary between steps, that of the same step in every
+  process; asking twice leaves at once;
 - on a GPU the host reads figures only when a row is due, and after 64 steps at the latest. A loss
-  that is not finite is noticed then, but has been kept from the weights from the start.
+  that is not finite is noticed then, but has been kept from the weights from the start; what is
+  done about it is ``training.bad_numbers``.
 """
 
-import json
-import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from pydantic import Field
 
-from latentlm_core.config import Config
-from latentlm_core.errors import ArtifactError, ConfigError, TrainingError
+from latentlm_core.errors import ConfigError
 from latentlm_core.files import locked
+from latentlm_core.processes import current
 from latentlm_core.progress import SILENT, Progress
-from latentlm_core.runtime import evaluating, generator
-from latentlm_core.training.checkpoint import CheckpointStore, differences
+from latentlm_core.training.bad_numbers import BadNumbers, GoBack, bad_turn
+from latentlm_core.training.checkpoint import CheckpointStore
 from latentlm_core.training.hardware import (
-    Precision,
     autocast_dtype,
     compile_blocks,
+    recompute_blocks,
     require_compiler,
 )
 from latentlm_core.training.interrupt import StopRequest, deferred_signals
 from latentlm_core.training.optim import Ema, OptimizerConfig
-from latentlm_core.training.runlog import Means, Pace, RunLog, last_figures
+from latentlm_core.training.parallel import StepShare, gathered_dtype, mesh_of, shard
+from latentlm_core.training.run_config import Schema, require_same
+from latentlm_core.training.runlog import Means, Pace, RunLog, figures_of, last_figures
 from latentlm_core.training.state import TrainState
-from latentlm_core.training.step import GUARDED, Stepper
+from latentlm_core.training.step import Stepper
 from latentlm_core.training.tasks import Batch, BatchStream, Task
+from latentlm_core.training.trainer_config import FREE_KEYS, TrainerConfig, plain_config
+from latentlm_core.training.validation import objective, validate
 
 MAX_LAG = 64
 """Steps after which the host looks at the figures on the device at the latest."""
 
 SANITY_BATCHES = 2
 """Held-out batches validated before the first step: what fails there should fail at once."""
-
-
-class TrainerConfig(Config):
-    """How long and how a run trains. The first group may change when a run is resumed."""
-
-    log_every: int = Field(default=50, ge=1)
-    """Steps between rows of metrics.jsonl."""
-    validate_every: int = Field(default=0, ge=0)
-    """Steps between validations; 0 validates at the end only."""
-    save_every: int = Field(default=1000, ge=1)
-    """Steps between checkpoints."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    """How many of the newest checkpoints are kept."""
-    compile: bool = False
-    """Compile the networks' blocks."""
-
-    total_steps: int = Field(ge=1)
-    """Optimizer updates of the run; may change on resuming where all schedules are constant."""
-    accumulate: int = Field(default=1, ge=1)
-    """Batches whose gradients make one update."""
-    seed: int = 0
-    """Decides all randomness in the losses."""
-    precision: Precision = "auto"
-    """float32, bfloat16 (autocast), or auto: bfloat16 where the hardware has it. A run goes on in
-    the one that it began with."""
-    ema_decay: float = Field(default=0.9999, ge=0, lt=1)
-    """Limit of the decay of the weights' average."""
-
-
-FREE_KEYS = frozenset(
-    f"trainer.{name}"
-    for name in ("log_every", "validate_every", "save_every", "keep_checkpoints", "compile")
-)
-"""Keys of a run's configuration that may change when it is resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +96,12 @@ class Trainer:
         run_config: everything else that decides the result, as plain values. It is saved with
             each checkpoint, and a run is not resumed with another one.
         progress: listener.
+        schema: what parts of ``run_config`` were made of, by its keys: a run goes on, too, that
+            was started before a field of theirs existed.
 
     Raises:
-        ConfigError: a turn of the task has no optimizer, or blocks are to be compiled and there
-            is no compiler.
+        ConfigError: a turn of the task has no optimizer, blocks are to be compiled and there is no
+            compiler, or this many processes cannot share a step.
     """
 
     def __init__(
@@ -139,25 +114,34 @@ class Trainer:
         device: torch.device,
         run_config: Mapping[str, Any],
         progress: Progress = SILENT,
+        schema: Mapping[str, Schema] = MappingProxyType({}),
     ) -> None:
         self.config = config
         self.task = task
         self.stream = stream
         self.folder = folder
         self.device = device
-        self.progress = progress
+        self._processes = processes = current()
+        self._share = StepShare.of(config.accumulate, processes)
+        self.progress = progress if processes.is_main else SILENT
         dtype = autocast_dtype(config.precision, device)
-        self._run_config = _plain(config, dtype, optimizers, run_config)
+        self._run_config = plain_config(config, dtype, optimizers, run_config)
+        self._schema = {"trainer": config, "optimizers": optimizers, **schema}
         self._free = FREE_KEYS
         if all(optimizer.schedule == "constant" for optimizer in optimizers.values()):
             self._free |= {"trainer.total_steps"}
 
         if config.compile:
             require_compiler()
+        mesh = mesh_of(config.parallel, config.shard_size, device, processes)
         for module in task.modules.values():
-            module.to(device)
+            if config.recompute:
+                recompute_blocks(module)
             if config.compile:
                 compile_blocks(module)
+            if mesh is not None:
+                shard(module, mesh, gathered_dtype(dtype, device))
+            module.to(device)
         turns = [turn for step in (0, config.total_steps - 1) for turn in task.turns(step)]
         for turn in turns:
             if turn.name not in optimizers:
@@ -170,78 +154,122 @@ class Trainer:
             seed=config.seed,
             device=device,
             dtype=dtype,
+            processes=processes,
+            first=self._share.indices.start,
+            skips=config.on_bad_numbers == "skip",
         )
         ema = Ema(task.exported, config.ema_decay)
         self._state = TrainState(task.modules, stepper, ema, Means())
-        self._store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)
+        is_async = device.type == "cuda" if config.async_save == "auto" else config.async_save
+        self._store = CheckpointStore(
+            folder / "checkpoints",
+            config.keep_checkpoints,
+            every=config.keep_every,
+            best=config.keep_best,
+            go_back=config.save_every if config.on_bad_numbers == "rollback" else 0,
+            is_async=is_async,
+        )
         self._pace = Pace()
-        self._unread: list[tuple[int, tuple[str, ...]]] = []
+        self._unread: list[int] = []
+        policy, bound = config.on_bad_numbers, config.max_bad_steps
+        self._bad = BadNumbers(folder, policy, bound, task, stepper, self._store, self.progress)
         self._warned: set[str] = set()
         self._saved_step = 0
+        self._score: tuple[int, float | None] = (0, None)
         self._has_run = False
 
-    def run(self) -> TrainResult:
+    def run(self, finish: Callable[[TrainResult], None] = lambda result: None) -> TrainResult:
         """Train to the end; afterwards ``task.exported`` holds the averaged weights.
 
-        A run that is finished returns at once.
+        A run that is finished returns at once. Every process calls this and gets the same result.
+
+        Args:
+            finish: called then, while the folder is still held against other processes.
 
         Raises:
             BusyError: another process trains in the folder.
             ArtifactError: a checkpoint of another configuration is there, or writing failed.
             CorruptFileError: the newest checkpoint or the log is damaged.
-            TrainingError: a loss or gradient is not finite; the checkpoints are from before.
+            TrainingError: a loss or gradient is not finite, and that is not to be passed over; the
+                checkpoints are from before.
             KeyboardInterrupt: Ctrl-C, after saving.
             SystemExit: SIGTERM, after saving.
         """
         if self._has_run:
             raise RuntimeError("a trainer runs once; make another to go on")
         self._has_run = True
-        with locked(self.folder), deferred_signals() as stop:
+        with self._processes.in_main(locked(self.folder)):
+            result = self._run()
+            finish(result)
+        return result
+
+    def _run(self) -> TrainResult:
+        processes, path = self._processes, self.folder / "metrics.jsonl"
+        with deferred_signals(processes) as stop, self._store:
             state, resumed_from = self._state, self._resume()
-            log = RunLog(self.folder / "metrics.jsonl", state.step)
+            self._bad.begin(resumed_from)
+            log = RunLog(path, state.step) if processes.is_main else None
             if state.step == 0:
                 self._validate(SANITY_BATCHES)
+            if resumed_from is None and self.config.on_bad_numbers == "rollback":
+                self._state.save(self._store, self._run_config)
             if state.step < self.config.total_steps:
                 self._train(log, stop)
+            stop.obey()
             state.ema.copy_to_module()
-            return TrainResult(
+            result = partial(
+                TrainResult,
                 step=state.step,
                 samples_seen=state.samples_seen,
                 seconds=state.seconds,
-                figures=last_figures(log.path),
                 resumed_from=resumed_from,
-                metrics_path=log.path,
+                metrics_path=path,
             )
+            return processes.once(lambda: result(figures=last_figures(path)))
 
-    def _train(self, log: RunLog, stop: StopRequest) -> None:
+    def _train(self, log: RunLog | None, stop: StopRequest) -> None:
         config, state = self.config, self._state
         begun = time.perf_counter() - state.seconds
-        batches = self.stream.batches(state.step * config.accumulate)
+        batches = self._batches(state.step)
         is_whole = True
         with self.progress.bar(self.task.name, config.total_steps, "steps", state.step) as bar:
             self._pace.restart()
             try:
                 while state.step < config.total_steps:
-                    parts = self._next(batches)
+                    before, parts = state.step, self._next(batches)
                     is_whole = False
-                    self._update(parts)
-                    shown = self._report(log)
-                    state.seconds = time.perf_counter() - begun
-                    is_whole = True
-                    if self._is_due(config.save_every):
-                        self._save()
-                    bar.advance(1, **shown)
+                    try:
+                        self._update(parts)
+                        shown = self._report(log)
+                        state.seconds = time.perf_counter() - begun
+                        is_whole = True
+                        if self._is_due(config.save_every):
+                            self._save()
+                    except GoBack:
+                        is_whole = False
+                        self._go_back(log)
+                        batches, shown = self._batches(state.step), {}
+                        is_whole = True
+                    bar.advance(state.step - before, **shown)
                     stop.obey()
             except (KeyboardInterrupt, SystemExit):
                 if is_whole and not stop.urgent:
-                    self._save()
-                    self.progress.note(f"Stopped after step {state.step}; run it again to go on.")
+                    with suppress(GoBack):  # it is remembered, and done when the run goes on
+                        self._save()
+                        self._store.wait()
+                        told = f"Stopped after step {state.step}; run it again to go on."
+                        self.progress.note(told)
                 raise
 
+    def _batches(self, step: int) -> Iterator[Batch]:
+        """This process's parts of the batches of ``step`` and those after it."""
+        numbers = self._share.numbers(step + self._bad.left_out)
+        return self.stream.batches(numbers, self._share.rows)
+
     def _next(self, batches: Iterator[Batch]) -> list[Batch]:
-        """The parts of the next step's batch, on the device."""
+        """This process's parts of the next step's batch, on the device."""
         before = time.perf_counter()
-        parts = [next(batches).to(self.device) for _ in range(self.config.accumulate)]
+        parts = [next(batches).to(self.device) for _ in self._share.indices]
         self._pace.waited += time.perf_counter() - before
         return parts
 
@@ -249,11 +277,12 @@ class Trainer:
         state = self._state
         turns = self.task.turns(state.step)
         state.means.add(state.stepper.step(turns, parts, state.step))
-        self._unread.append((state.step, tuple(key for part in parts for key in part.keys)))
+        self._unread.append(state.step)
         if self.device.type == "cpu" or len(self._unread) == MAX_LAG:
             self._read()
         state.ema.update(state.step)
-        num_samples = sum(len(part) for part in parts)
+        own_samples = torch.tensor(sum(len(part) for part in parts))
+        num_samples = int(self._processes.sum(own_samples))
         self._pace.samples += num_samples
         state.samples_seen += num_samples
         state.step += 1
@@ -261,12 +290,27 @@ class Trainer:
     def _read(self) -> None:
         """Look at the figures of the steps since the last look: this makes the host wait."""
         unread, self._unread = self._unread, []
-        for (step, keys), figures in zip(unread, self._state.means.fetch(), strict=True):
-            guarded = (value for name, value in figures.items() if name.startswith(GUARDED))
-            if not all(map(math.isfinite, guarded)):
-                raise _not_finite(step, keys, figures)
+        means = self._state.means
+        for step, sums in zip(unread, means.withdraw(), strict=True):
+            figures = figures_of(sums)
+            turn = bad_turn(self.task.turns(step), figures)
+            if turn is None:
+                means.count(sums)
+                continue
+            parts = self._next(self._batches(step))
+            self._bad.face(turn, step, figures, parts, now=unread[-1] + 1)
 
-    def _report(self, log: RunLog) -> dict[str, float]:
+    def _go_back(self, log: RunLog | None) -> None:
+        """Restore the newest checkpoint, and the log as it was then."""
+        checkpoint = self._store.latest()
+        assert checkpoint is not None, "a run that may go back begins with a checkpoint"
+        self._state.restore(checkpoint)
+        self._saved_step = self._state.step
+        if log is not None:
+            RunLog(log.path, self._state.step)
+        self._pace.restart()
+
+    def _report(self, log: RunLog | None) -> dict[str, float]:
         """Write the row of this step, if one is due; what of it belongs on a progress bar."""
         state, row = self._state, dict[str, float | None]()
         turns = self.task.turns(state.step - 1)
@@ -274,10 +318,11 @@ class Trainer:
             self._read()
             row |= state.means.take()
             row |= state.stepper.learning_rates(turns, state.step - 1)
-            row |= self._pace.figures()
+            row |= self._pace.figures() | self._bad.figures()
         if self._is_due(self.config.validate_every):
             row |= self._validate()
-        if not row:
+            self._score = (state.step, objective(turns[0], row))
+        if not row or log is None:
             return {}
         written = log.write(state.step, {"samples_seen": state.samples_seen, **row})
         self._warn(written)
@@ -291,14 +336,17 @@ class Trainer:
 
     def _validate(self, limit: int | None = None) -> dict[str, float | None]:
         """Means of the average's terms over at most ``limit`` held-out batches."""
-        means = Means()
-        with self._state.ema.applied(), evaluating(*self.task.modules.values()):
-            for index, batch in enumerate(islice(self.stream.held_out(), limit)):
-                rng = generator(self.config.seed, "validate", index, device=self.device)
-                with self._state.stepper.autocast():
-                    means.add(self.task.validate(batch.to(self.device), rng))
-        means.fetch()
-        return {f"validation/{name}": value for name, value in means.take().items()}
+        with self._state.ema.applied():
+            means = validate(
+                self.task,
+                self.stream,
+                self._state.stepper,
+                self.config.seed,
+                self.device,
+                self._processes,
+                limit,
+            )
+        return {f"validation/{name}": value for name, value in means.items()}
 
     def _warn(self, figures: Mapping[str, float]) -> None:
         """Pass on the task's warnings, each once even where its numbers change."""
@@ -312,7 +360,9 @@ class Trainer:
         if self._state.step == self._saved_step:
             return
         self._read()
-        self._state.save(self._store, self._run_config)
+        step, score = self._score
+        known = score if step == self._state.step else None
+        self._state.save(self._store, self._run_config, known)
         self._saved_step = self._state.step
 
     def _resume(self) -> int | None:
@@ -320,48 +370,10 @@ class Trainer:
         checkpoint = self._store.latest()
         if checkpoint is None:
             return None
-        changed = differences(checkpoint.state.config, self._run_config, self._free)
-        if changed:
-            raise ArtifactError(
-                f"{self.folder} was started with another configuration: {'; '.join(changed)}.",
-                hint=_way_out(checkpoint.state.config, self._run_config),
-            )
+        saved = checkpoint.state.config
+        require_same(saved, self._run_config, self._schema, self._free, self.folder)
         self._state.restore(checkpoint)
         self._saved_step = self._state.step
+        self._store.tidy()
         self.progress.note(f"{self.folder} continues after step {self._state.step}.")
         return self._state.step
-
-
-def _plain(
-    config: TrainerConfig,
-    dtype: torch.dtype,
-    optimizers: Mapping[str, OptimizerConfig],
-    run_config: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The whole configuration of the run as it comes back from JSON, its precision settled."""
-    whole = {
-        **run_config,
-        "trainer": config.to_dict() | {"precision": str(dtype).removeprefix("torch.")},
-        "optimizers": {name: optimizer.to_dict() for name, optimizer in optimizers.items()},
-    }
-    return json.loads(json.dumps(whole))  # type: ignore[no-any-return]
-
-
-def _way_out(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
-    """What to do about a run of another configuration.
-
-    Precision is named because it may differ where the user changed nothing but the machine.
-    """
-    there, here = (config["trainer"]["precision"] for config in (saved, current))
-    example = f" (--set trainer.precision={there})" if there != here else ""
-    return f"Use the settings it was started with{example}, or another --out."
-
-
-def _not_finite(step: int, keys: tuple[str, ...], figures: Mapping[str, float]) -> TrainingError:
-    values = ", ".join(f"{name} = {value:.4g}" for name, value in figures.items())
-    shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
-    examples = f"; its examples: {shown}" if keys else ""
-    return TrainingError(
-        f"Step {step + 1} is not finite and was not applied ({values}{examples}).",
-        hint="The last checkpoint is from before; lower the learning rate or train in float32.",
-    )

@@ -52,7 +52,7 @@ class VAEJob(Protocol):
     def stream(self, progress: Progress) -> MediaStream | SpeechStream:
         """The batches."""
 
-    def show(self, folder: Path, device: torch.device) -> dict[str, str]:
+    def show(self, vae: SigmaVAE, folder: Path, device: torch.device) -> dict[str, str]:
         """Put held-out examples beside their reconstructions, into files; their paths by name."""
 
 
@@ -118,12 +118,12 @@ class ImageJob:
             progress=progress,
         )
 
-    def show(self, folder: Path, device: torch.device) -> dict[str, str]:
+    def show(self, vae: SigmaVAE, folder: Path, device: torch.device) -> dict[str, str]:
         """Images from all over the held-out part."""
         shown = image_source(spread(self._held_out, NUM_PICTURED), self._vae.image_size)
         media = to_tensor(next(shown.batches(NUM_PICTURED))).to(device)
         path = folder / "reconstructions.png"
-        comparison_grid(media.cpu(), rebuild(self._vae, media).cpu(), path)
+        comparison_grid(media.cpu(), rebuild(vae, media).cpu(), path)
         return {"reconstructions": str(path)}
 
 
@@ -174,13 +174,13 @@ class SpeechJob:
             progress,
         )
 
-    def show(self, folder: Path, device: torch.device) -> dict[str, str]:
+    def show(self, vae: SigmaVAE, folder: Path, device: torch.device) -> dict[str, str]:
         """Spectrograms and wav files of recordings from all over the held-out part."""
         rate = self._vae.speech.sample_rate
         heard = _readable(spread(self._held_out, 2 * NUM_HEARD), NUM_HEARD)
         recordings = [torch.from_numpy(prepare(clip, rate)) for clip in heard]
         rebuilt = [
-            rebuild(self._vae, recording.to(device)[None, None])[0, 0, : len(recording)].cpu()
+            rebuild(vae, recording.to(device)[None, None])[0, 0, : len(recording)].cpu()
             for recording in recordings
         ]
         path = folder / "reconstructions.png"
