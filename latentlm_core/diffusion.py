@@ -26,7 +26,7 @@ from latentlm_core.errors import ConfigError
 Predict = Callable[[Tensor, int], Tensor]
 """(x_t, step index i) => the network's output at the grid's timestep i."""
 PredictionType = Literal["v_prediction", "epsilon", "sample"]
-Solver = Literal["dpmsolver++", "ddpm"]
+Solver = Literal["dpmsolver++", "ddpm", "few-step"]
 
 EPSILON_LAMBDA_MIN = -5.1
 """Below this lambda = log(alpha / sigma), dividing by alpha amplifies a network's error in
@@ -38,7 +38,7 @@ class DiffusionConfig(Config):
 
     prediction_type: PredictionType = "v_prediction"
     """v_prediction, epsilon (the paper's Eq. 3), or sample (x0)."""
-    num_train_timesteps: int = Field(default=1000, ge=2)
+    num_train_timesteps: int = Field(default=1000, ge=2, le=100_000)
     """T: timesteps are 0 (almost clean) to T - 1 (almost noise)."""
     lambda_min_clipped: float | Literal["auto"] | None = "auto"
     """Sampling starts where lambda = log(alpha / sigma) reaches this; auto: -5.1 for epsilon."""
@@ -114,6 +114,46 @@ class SolverGrid:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    def step(
+        self, i: int, x: Tensor, before: Tensor, output: Tensor, fresh: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One step.
+
+        Args:
+            i: which.
+            x: (..., C) state.
+            before: (..., C) the estimate of x0 before.
+            output: (..., C) of the network.
+            fresh: (..., C) standard normal noise of a stochastic solver.
+
+        Returns:
+            the next state, and the estimate of x0.
+        """
+        x0 = torch.add(x * self.x0_state[i], output, alpha=self.x0_output[i])
+        x = torch.add(x * self.state[i], x0, alpha=self.estimate[i])
+        if self.previous[i]:
+            x = x.add_(before, alpha=self.previous[i])
+        if fresh is not None and self.noise[i]:
+            x = x.add_(fresh, alpha=self.noise[i])
+        return x, x0
+
+    def table(self, device: torch.device) -> Tensor:
+        """(S, 6) float32 coefficients, for loops that a compiler or a device runs."""
+        columns = (
+            self.x0_state,
+            self.x0_output,
+            self.state,
+            self.estimate,
+            self.previous,
+            self.noise,
+        )
+        return torch.tensor(columns, device=device).T.contiguous()
+
+    def steps_within(self, low: float, high: float, last: int) -> range:
+        """The steps whose timestep, as a share of the ``last`` one, is from low to high."""
+        found = [i for i, t in enumerate(self.timesteps) if low <= t / last <= high]
+        return range(found[0], found[-1] + 1) if found else range(0)
+
     @property
     def is_stochastic(self) -> bool:
         """Whether steps draw fresh noise."""
@@ -132,7 +172,9 @@ def solver_grid(schedule: NoiseSchedule, num_inference_steps: int, solver: Solve
         schedule: noise law and prediction type.
         num_inference_steps: S, from 1 to the timestep where sampling starts.
         solver: ``dpmsolver++`` is DPM-Solver++(2M), midpoint form (Lu et al. 2022, Algorithm 2),
-            its last step of first order, ending in x0; ``ddpm`` is ancestral sampling.
+            its last step of first order, ending in x0; ``ddpm`` is ancestral sampling;
+            ``few-step`` is DDIM (Song et al. 2020), exact with a head that predicts the x0 that
+            its step needs (``models.few_step``).
 
     Raises:
         ConfigError: there are not that many distinct timesteps.
@@ -147,7 +189,13 @@ def solver_grid(schedule: NoiseSchedule, num_inference_steps: int, solver: Solve
     alpha_bar = torch.cat([schedule.alpha_bar[times], torch.ones(1, dtype=torch.float64)])
     alpha, sigma = alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()
     x0_state, x0_output = _x0_coefficients(schedule.config.prediction_type, alpha[:-1], sigma[:-1])
-    make = _dpm_coefficients if solver == "dpmsolver++" else _ddpm_coefficients
+    match solver:
+        case "dpmsolver++":
+            make = _dpm_coefficients
+        case "ddpm":
+            make = _ddpm_coefficients
+        case "few-step":
+            make = _ddim_coefficients
     columns = [x0_state, x0_output, *make(alpha, sigma)]
     return SolverGrid(
         tuple(times.tolist()), *(tuple(float(c) for c in column) for column in columns)
@@ -191,13 +239,8 @@ def solve(
     """
     before = x
     for i in range(len(grid)):
-        x0 = grid.x0_state[i] * x + grid.x0_output[i] * predict(x, i)
-        x = grid.state[i] * x + grid.estimate[i] * x0
-        if grid.previous[i]:
-            x = x + grid.previous[i] * before
-        if draw is not None and grid.noise[i]:
-            x = x + grid.noise[i] * draw(i)
-        before = x0
+        fresh = None if draw is None else draw(i)
+        x, before = grid.step(i, x, before, predict(x, i), fresh)
     return x
 
 
@@ -216,6 +259,13 @@ def _dpm_coefficients(alpha: Tensor, sigma: Tensor) -> Columns:
         -estimate * extrapolation,
         torch.zeros_like(step),
     )
+
+
+def _ddim_coefficients(alpha: Tensor, sigma: Tensor) -> Columns:
+    """x_next = alpha_next x0 + sigma_next epsilon, epsilon being what x has beside alpha x0."""
+    ratio = sigma[1:] / sigma[:-1]
+    nothing = torch.zeros_like(ratio)
+    return ratio, alpha[1:] - alpha[:-1] * ratio, nothing, nothing
 
 
 def _ddpm_coefficients(alpha: Tensor, sigma: Tensor) -> Columns:

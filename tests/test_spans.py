@@ -11,6 +11,7 @@ from torch import Tensor
 from latentlm_core.data.documents import DocumentBuilder, pack
 from latentlm_core.errors import ConfigError
 from latentlm_core.models.latent_lm import LatentLM
+from latentlm_core.nn.attention import KVCache
 from latentlm_core.runtime import generator
 from latentlm_core.sampling import (
     Prompt,
@@ -20,6 +21,7 @@ from latentlm_core.sampling import (
     SpanRequest,
     draw_noise,
 )
+from latentlm_core.sampling.base import LatentSampler
 from tests.test_models import tiny_latent_lm
 
 CHANNELS, GO_ON, END, NULL, BOD = 8, 7, 8, 9, 10
@@ -146,6 +148,46 @@ def test_a_batch_of_unequal_rows_is_as_each_is_alone(config, pace):
     backwards = ours.draw(asked[::-1])[::-1]
     for span, other in zip(together, backwards, strict=True):
         close(span, other)
+
+
+@CONFIGS
+@PACES
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_rows_that_end_are_refilled_and_each_span_is_as_alone(config, pace, batch_size):
+    """Prompts grow, so that later ones need more room than the first; the cache is moved, too."""
+    ours = engine(speaker(), config)
+    asked = [request(number, 1 + 5 * number % 7, pace) for number in range(5)]
+    asked += [request(number % 5, 6 - number % 3, pace) for number in range(5, 9)]
+    asked = [replace(one, seed=seed) for seed, one in enumerate(asked)]
+    queued = SpanEngine(ours.model, config, GO_ON, END, batch_size).draw(asked)
+    for one, span in zip(asked, queued, strict=True):
+        (alone,) = ours.draw([one])
+        assert span.ended_by == alone.ended_by
+        torch.testing.assert_close(span.latents, alone.latents, rtol=1e-4, atol=1e-5)
+
+
+def test_a_queue_keeps_the_batch_full(monkeypatch):
+    """And its cache no longer than two of its longest rows and a prompt."""
+    rows, lengths = [], []
+    draw = LatentSampler.draw
+
+    def counted(self: LatentSampler, states: Tensor, *rest: object) -> Tensor:
+        rows.append(len(states) // 2)
+        return draw(self, states, *rest)
+
+    advance = KVCache.advance
+    monkeypatch.setattr(LatentSampler, "draw", counted)
+    monkeypatch.setattr(
+        KVCache, "advance", lambda self, n: (advance(self, n), lengths.append(self.length))
+    )
+    asked = [replace(request(0, 1 + 3 * number % 8), seed=number) for number in range(24)]
+    heard: list[int] = []
+    SpanEngine(speaker(), GUIDED, GO_ON, END, 4).draw(
+        asked, lambda index, latent: heard.append(index)
+    )
+    assert len(heard) == sum(one.num_latents for one in asked) == sum(rows)
+    assert set(rows[:-8]) == {4}
+    assert max(lengths) <= 2 * 8 + 2 * len(asked[0].prompt.ids)
 
 
 def test_where_text_stands_changes_what_is_drawn():

@@ -10,24 +10,30 @@ norm before the condition's projection, no bias on the latent's embedding).
 Axes: N latents, C latent channels, D hidden, R noise repeats.
 """
 
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from latentlm_core.config import Config
-from latentlm_core.diffusion import DiffusionConfig, NoiseSchedule, SolverGrid, guided, solve
+from latentlm_core.config import Config, Depth, Width
+from latentlm_core.diffusion import DiffusionConfig, NoiseSchedule, SolverGrid
+from latentlm_core.draws import Draws
 from latentlm_core.nn.layers import RMSNorm, SwiGLU, TimestepEmbedding, modulate, zero_init
+
+MAX_MODULATIONS = 1 << 20
+"""Numbers that ``sample`` holds at once of what timesteps and states do to the layers."""
 
 
 class DiffusionHeadConfig(Config):
     """Size, flavour and noise law of a diffusion head."""
 
-    num_layers: int = Field(ge=1)
+    num_layers: Depth
     """Number of modulated feed-forward blocks."""
-    intermediate_size: int = Field(ge=1)
+    intermediate_size: Width
     """Width of the gated feed-forward."""
-    noise_repeats: int = Field(default=4, ge=1)
+    noise_repeats: int = Field(default=4, ge=1, le=1000)
     """Timesteps and noises drawn per state in training: the backbone's output is reused."""
     norm_eps: float = 1e-6
     """Added to the mean square in each norm."""
@@ -55,6 +61,12 @@ class HeadBlock(nn.Module):
         shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
         return torch.addcmul(x, gate, self.feed_forward(modulate(self.norm(x), shift, scale)))
 
+    def modulated(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """``forward`` with the modulation (..., 3 D) at hand: shift, 1 + scale, gate."""
+        shift, scale, gate = modulation.chunk(3, dim=-1)
+        fed = self.feed_forward(torch.addcmul(shift, self.norm(x), scale))
+        return torch.addcmul(x, gate, fed)
+
 
 class FinalLayer(nn.Module):
     """Modulated norm and projection to latent channels; both start at zero."""
@@ -69,6 +81,11 @@ class FinalLayer(nn.Module):
         """(..., D) and the activated condition (..., D) => (..., C)."""
         shift, scale = self.modulation(condition).chunk(2, dim=-1)
         return self.projection(modulate(self.norm(x), shift, scale))  # type: ignore[no-any-return]
+
+    def modulated(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """``forward`` with the modulation (..., 2 D) at hand: shift, 1 + scale."""
+        shift, scale = modulation.chunk(2, dim=-1)
+        return self.projection(torch.addcmul(shift, self.norm(x), scale))  # type: ignore[no-any-return]
 
 
 class DiffusionHead(nn.Module):
@@ -96,6 +113,11 @@ class DiffusionHead(nn.Module):
         )
         self.final = FinalLayer(hidden_size, latent_channels, config.norm_eps)
 
+    def embed_times(self, grid: SolverGrid) -> Tensor:
+        """What the head is told about each step of a solver, (S, D)."""
+        device = self.latent_embedding.weight.device
+        return self.timestep_embedding(torch.tensor(grid.timesteps, device=device))  # type: ignore[no-any-return]
+
     def condition(self, states: Tensor) -> Tensor:
         """Backbone states (..., D) => condition (..., D), computed once per state."""
         return self.condition_projection(self.condition_norm(states))  # type: ignore[no-any-return]
@@ -121,27 +143,58 @@ class DiffusionHead(nn.Module):
             x = block(x, activated)
         return self.final(x, activated)  # type: ignore[no-any-return]
 
-    def loss(
-        self, x0: Tensor, condition: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def loss(self, x0: Tensor, condition: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Squared error of the prediction (Eq. 3), each state with R noises of its own.
 
         Args:
             x0: (N, C) clean latents.
             condition: (N, D).
-            generator: on the device of ``x0``.
+            draws: on the device of ``x0``, a row for each latent.
 
         Returns:
             squared error (R, N) float32, summed over channels, and timesteps (R, N).
         """
         repeats = (self.config.noise_repeats, x0.shape[0])
         steps = self.config.diffusion.num_train_timesteps
-        t = torch.randint(steps, repeats, generator=generator, device=x0.device)
-        noise = torch.randn(*repeats, x0.shape[1], generator=generator, device=x0.device)
+        t = draws.integers(steps, repeats, dim=1)
+        noise = draws.normal((*repeats, x0.shape[1]), dim=1)
         x_t = self.schedule.add_noise(x0, noise, t)
         output = self(x_t, t, condition.expand(repeats[0], -1, -1))
         error = output.float() - self.schedule.target(x0, noise, t)
         return error.square().sum(dim=-1), t
+
+    def modulations(self, condition: Tensor, t_embeddings: Tensor) -> tuple[Tensor, ...]:
+        """What conditions (N, D) and embedded timesteps (S, D) do to every layer.
+
+        All are known before the first solver step, so each layer multiplies once.
+
+        Returns:
+            of each block (S, N, 3 D): shift, 1 + scale, gate; of the last layer (S, N, 2 D).
+        """
+        activated = F.silu(condition + t_embeddings.unsqueeze(1))
+        width = condition.shape[-1]
+        made = [layer.modulation(activated) for layer in (*self.blocks, self.final)]
+        for modulation in made:
+            modulation[..., width : 2 * width] += 1.0
+        return tuple(made)
+
+    def modulated(self, x_t: Tensor, modulations: Sequence[Tensor]) -> Tensor:
+        """``denoise`` with the modulations of one timestep at hand.
+
+        Args:
+            x_t: (N, C), or (N / 2, C) for guidance: both halves of the rows see the same.
+            modulations: of N rows, as ``modulations`` has them for each step.
+
+        Returns:
+            (N, C).
+        """
+        x = self.latent_embedding(x_t)
+        *of_blocks, of_final = modulations
+        if of_final.shape[0] != x.shape[0]:
+            x = torch.cat([x, x])
+        for block, modulation in zip(self.blocks, of_blocks, strict=True):
+            x = block.modulated(x, modulation)  # type: ignore[operator]
+        return self.final.modulated(x, of_final)
 
     def sample(
         self,
@@ -149,8 +202,9 @@ class DiffusionHead(nn.Module):
         noise: Tensor,
         grid: SolverGrid,
         t_embeddings: Tensor,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | Tensor = 1.0,
         fresh_noise: Tensor | None = None,
+        guided_steps: range | None = None,
     ) -> Tensor:
         """Draw latents.
 
@@ -161,15 +215,47 @@ class DiffusionHead(nn.Module):
             t_embeddings: (S, D), ``timestep_embedding`` of the grid's timesteps.
             guidance_scale: s in u + s (c - u) on the network's output; used with 2 N rows.
             fresh_noise: (S, N, C) for a stochastic solver.
+            guided_steps: where guidance acts; elsewhere the conditional rows alone are computed.
+                None: everywhere.
 
         Returns:
             (N, C) float32 latents.
         """
+        x = before = noise
+        for steps, num_rows in self.solver_segments(condition, noise, grid, guided_steps):
+            modulations = self.modulations(
+                condition[:num_rows], t_embeddings[steps.start : steps.stop]
+            )
+            for place, i in enumerate(steps):
+                output = self.guided_output(
+                    x, [each[place] for each in modulations], guidance_scale
+                )
+                fresh = None if fresh_noise is None else fresh_noise[i]
+                x, before = grid.step(i, x, before, output, fresh)
+        return x
 
-        def predict(x_t: Tensor, i: int) -> Tensor:
-            return self.denoise(x_t.to(condition.dtype), t_embeddings[i], condition).float()
+    def guided_output(
+        self, x: Tensor, modulations: Sequence[Tensor], guidance_scale: float | Tensor
+    ) -> Tensor:
+        """The output (N, C) float32 for states x (N, C), mixed where modulations have 2 N rows."""
+        output = self.modulated(x.to(modulations[0].dtype), modulations).float()
+        if output.shape[0] == x.shape[0]:
+            return output
+        conditional, unconditional = output.chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
 
-        draw = None if fresh_noise is None else fresh_noise.__getitem__
-        if condition.shape[0] == 2 * noise.shape[0]:
-            return solve(guided(predict, guidance_scale), noise, grid, draw)
-        return solve(predict, noise, grid, draw)
+    def solver_segments(
+        self, condition: Tensor, noise: Tensor, grid: SolverGrid, guided_steps: range | None
+    ) -> Iterator[tuple[range, int]]:
+        """Solver steps whose modulations are computed at once, and the rows that they are for."""
+        both, alone = condition.shape[0], noise.shape[0]
+        acts = range(len(grid)) if guided_steps is None else guided_steps
+        width = (3 * len(self.blocks) + 2) * condition.shape[1]
+        for start, stop, num_rows in (
+            (0, acts.start, alone),
+            (acts.start, acts.stop, both),
+            (acts.stop, len(grid), alone),
+        ):
+            size = max(1, MAX_MODULATIONS // (num_rows * width))
+            for first in range(start, stop, size):
+                yield range(first, min(first + size, stop)), num_rows

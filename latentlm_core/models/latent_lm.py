@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from latentlm_core.config import Config
+from latentlm_core.config import Config, Width
 from latentlm_core.diffusion import NoiseSchedule
+from latentlm_core.draws import Draws
 from latentlm_core.layout import Kind, SequenceLayout
+from latentlm_core.models.few_step import FewStepConfig, FewStepHead
 from latentlm_core.models.heads import DiffusionHead, DiffusionHeadConfig
 from latentlm_core.models.transformer import Transformer, TransformerConfig
 from latentlm_core.nn.attention import KVCache
@@ -49,12 +50,14 @@ class LatentLMSize(Config):
 class LatentLMConfig(LatentLMSize):
     """A LatentLM."""
 
-    latent_channels: int = Field(ge=1)
+    latent_channels: Width
     """C."""
-    vocab_size: int = Field(ge=1)
+    vocab_size: Width
     """Token ids: text, marks, or classes with one null class."""
     predicts_text: bool = False
     """Whether a softmax head over the vocabulary is there."""
+    few_step: FewStepConfig | None = None
+    """Of a model whose head was distilled to draw in a few steps."""
 
 
 class Losses(NamedTuple):
@@ -82,7 +85,8 @@ class LatentLM(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         self.latent_embedding = nn.Linear(config.latent_channels, hidden)
         self.backbone = Transformer(config.backbone)
-        self.head = DiffusionHead(config.head, hidden, config.latent_channels)
+        head = DiffusionHead if config.few_step is None else FewStepHead
+        self.head: DiffusionHead = head(config.head, hidden, config.latent_channels)
         if config.predicts_text:
             self.text_norm = RMSNorm(hidden, config.backbone.norm_eps, affine=True)
             self.text_head = nn.Linear(hidden, config.vocab_size, bias=False)
@@ -124,23 +128,21 @@ class LatentLM(nn.Module):
         x = self.embed(ids, latents, layout.kind)
         return self.backbone(x, layout.position, layout.mask())  # type: ignore[no-any-return]
 
-    def forward(
-        self, ids: Tensor, latents: Tensor, layout: SequenceLayout, generator: torch.Generator
-    ) -> Losses:
+    def forward(self, ids: Tensor, latents: Tensor, layout: SequenceLayout, draws: Draws) -> Losses:
         """Errors of every prediction that the layout asks for.
 
         Args:
             ids: (B, L + 1).
             latents: (B, L + 1, C) float32; the same draw is fed in and predicted.
             layout: of the L fed positions.
-            generator: source of timesteps and noise.
+            draws: source of timesteps and noise, a row for each latent to predict.
 
         Returns:
             the unreduced errors.
         """
         states = self.states(ids[:, :-1], latents[:, :-1], layout).flatten(0, 1)
         x0 = latents[:, 1:].flatten(0, 1)[layout.latent_targets]
-        error, t = self.head.loss(x0, self.head.condition(states[layout.latent_targets]), generator)
+        error, t = self.head.loss(x0, self.head.condition(states[layout.latent_targets]), draws)
         if not self.config.predicts_text:
             return Losses(error, t, error.new_zeros(0))
         logits = self.logits(states[layout.text_targets]).float()

@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from latentlm_core.config import Config
+from latentlm_core.config import Config, Depth, Width
 from latentlm_core.layout import AttentionMask
 from latentlm_core.nn.attention import Attention, KVCache, Rotary
 from latentlm_core.nn.layers import RMSNorm, SwiGLU, rotary_table
@@ -22,15 +22,15 @@ from latentlm_core.nn.layers import RMSNorm, SwiGLU, rotary_table
 class TransformerConfig(Config):
     """Size and flavour of a backbone."""
 
-    hidden_size: int = Field(ge=2)
+    hidden_size: Width = Field(ge=2)
     """D."""
-    num_layers: int = Field(ge=1)
+    num_layers: Depth
     """Number of blocks."""
-    num_heads: int = Field(ge=1)
+    num_heads: Width
     """Query heads; where head_size is none they must divide hidden_size into an even one."""
-    num_kv_heads: int | None = None
+    num_kv_heads: Width | None = None
     """Key and value heads, a divisor of num_heads; none: as many as num_heads."""
-    intermediate_size: int = Field(ge=1)
+    intermediate_size: Width
     """Width of the gated feed-forward."""
     rope_theta: float = 10_000.0
     """Base wavelength of the rotary positions."""
@@ -40,7 +40,7 @@ class TransformerConfig(Config):
     """Added to the mean square in each norm."""
     norm_affine: bool = False
     """Whether norms carry a weight."""
-    head_size: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
+    head_size: Annotated[int, Field(ge=2, le=2**16, multiple_of=2)] | None = None
     """Width of a head; none: hidden_size over num_heads."""
     qkv_bias: bool = False
     """Whether queries, keys and values have a bias, as in Qwen2."""

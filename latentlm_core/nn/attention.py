@@ -19,8 +19,13 @@ class KVCache:
     All rows advance together; ``length`` is a host number, so no step waits for the device. Rows
     whose sequences have different lengths end together: shorter ones begin later, behind padding.
 
+    Once ``pin`` was called, the number of stored positions is on the device and each input, one
+    position a row, sees all columns through a mask: no shape and no host number changes from step
+    to step, so that a step can be compiled or captured once. ``unpin`` goes back.
+
     Attributes:
-        length: positions that are stored, padding included.
+        length: positions that are stored, padding included; of a pinned cache, before ``pin``.
+        place: () int64 the same, of a pinned cache; else None.
         padding: (B,) positions before the first of each row; None where no row has any.
         shift: (B,) what is added to the number of a column to get its rotary position; None for 0.
 
@@ -44,25 +49,49 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (num_layers, 2, num_rows, num_kv_heads, max_length, head_dim)
+        shape = (num_rows, num_kv_heads, max_length, head_dim)
         self.length = 0
+        self.place: Tensor | None = None
         self.padding: Tensor | None = None
         self.shift: Tensor | None = None
-        self._store = torch.zeros(shape, dtype=dtype, device=device)
+        self._max_length = max_length
+        self._store = [
+            torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * num_layers)
+        ]
+        self._place = torch.zeros((), dtype=torch.int64, device=device)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, K, L, H) after what is there; return all keys and values of the layer.
 
         The position counter moves on ``advance``, once all layers have stored.
         """
+        keys, values = self._store[2 * layer : 2 * layer + 2]
+        if self.place is not None:
+            where = self.place.view(1)
+            return keys.index_copy_(2, where, key), values.index_copy_(2, where, value)
         end = self.length + key.shape[2]
-        stored = self._store[layer, :, :, :, :end]
-        stored[0, :, :, self.length :] = key
-        stored[1, :, :, self.length :] = value
-        return stored[0], stored[1]
+        keys[:, :, self.length : end] = key
+        values[:, :, self.length : end] = value
+        return keys[:, :, :end], values[:, :, :end]
 
     def advance(self, num_positions: int) -> None:
         """Count the positions that every layer has stored."""
+        if self.place is None:
+            self.length += num_positions
+        else:
+            self.place.add_(num_positions)
+
+    def reset(self) -> None:
+        """Forget everything; the memory stays where it is."""
+        self.length, self.place, self.padding, self.shift = 0, None, None, None
+
+    def pin(self) -> None:
+        """Fix all shapes from now on; inputs are of one position a row, see above."""
+        self.place = self._place.fill_(self.length)
+
+    def unpin(self, num_positions: int) -> None:
+        """End that, after so many positions: the host counted them, so nothing is waited for."""
+        self.place = None
         self.length += num_positions
 
     def rewind(self, num_positions: int) -> None:
@@ -71,17 +100,22 @@ class KVCache:
 
     def positions(self, num_new: int) -> Tensor:
         """Rotary positions of the next L inputs, (1, L) or (B, L)."""
-        device = self._store.device
-        columns = torch.arange(self.length, self.length + num_new, device=device).unsqueeze(0)
+        device = self._place.device
+        if self.place is None:
+            columns = torch.arange(self.length, self.length + num_new, device=device).unsqueeze(0)
+        else:
+            columns = self.place.view(1, 1).clone()  # ``advance`` adds to it in place
         return columns if self.shift is None else columns + self.shift.unsqueeze(1)
 
     def mask(self, num_new: int) -> AttentionMask:
         """Who among the next L inputs sees what: what is stored, itself and those before it."""
+        if self.place is not None:
+            return self._pinned_mask(self.place)
         if self.padding is None and self.length == 0:
             return AttentionMask(is_causal=True)
         if self.padding is None and num_new == 1:
             return AttentionMask()
-        shape, device = (num_new, self.length + num_new), self._store.device
+        shape, device = (num_new, self.length + num_new), self._place.device
         allowed = torch.ones(shape, dtype=torch.bool, device=device).tril(self.length)
         if self.padding is None:
             return AttentionMask(allowed=allowed)
@@ -90,16 +124,24 @@ class KVCache:
         real = columns >= self.padding[:, None, None]
         return AttentionMask(allowed=(allowed & (real | own)).unsqueeze(1))
 
+    def _pinned_mask(self, place: Tensor) -> AttentionMask:
+        columns = torch.arange(self._max_length, device=self._place.device)
+        allowed = (columns <= place).view(1, 1, 1, -1)
+        if self.padding is not None:
+            allowed = allowed & (columns >= self.padding[:, None])[:, None, None]
+        return AttentionMask(allowed=allowed)
+
     def free_mask(self, num_new: int) -> AttentionMask:
         """The next L inputs all see what is stored and one another."""
         if self.padding is None:
             return AttentionMask()
-        columns = torch.arange(self.length + num_new, device=self._store.device)
+        columns = torch.arange(self.length + num_new, device=self._place.device)
         return AttentionMask(allowed=(columns >= self.padding[:, None])[:, None, None])
 
     def read(self, row: int) -> Tensor:
         """A copy of what one row has stored, (layers, 2, 1, K, length, H)."""
-        return self._store[:, :, row : row + 1, :, : self.length].clone()
+        parts = [part[row : row + 1, :, : self.length] for part in self._store]
+        return torch.stack(parts).view(-1, 2, *parts[0].shape)
 
     def begin(self, rows: Tensor, before: Tensor) -> None:
         """Let some rows begin anew, as if they had read nothing but ``before``.
@@ -110,18 +152,57 @@ class KVCache:
                 P - 1; P is at most ``length``.
         """
         start = self.length - before.shape[4]
-        self._store[:, :, rows, :, start : self.length] = before
-        num_rows = self._store.shape[2]
+        for part, new in zip(self._store, before.flatten(0, 1), strict=True):
+            part[rows, :, start : self.length] = new
+        padding, shift = self._bounds()
+        padding[rows] = start
+        shift[rows] = -float(start)
+
+    def refill(self, rows: Tensor, other: "KVCache") -> None:
+        """Let some rows go on from what those of another cache hold, their padding included.
+
+        Args:
+            rows: (B',) indices.
+            other: B' rows; its ``length`` is at most that of this one.
+        """
+        start = self.length - other.length
+        for part, new in zip(self._store, other._store, strict=True):
+            part[rows, :, start : self.length] = new[:, :, : other.length]
+        (padding, shift), (from_padding, from_shift) = self._bounds(), other._bounds()
+        padding[rows] = from_padding + start
+        shift[rows] = from_shift - float(start)
+
+    @property
+    def room(self) -> int:
+        """How many more positions fit."""
+        return self._max_length - self.length
+
+    def move(self, columns: int) -> None:
+        """Let everything stand some columns later, or earlier where these hold nothing but padding.
+
+        Args:
+            columns: at most ``room``, at least minus the least ``padding``.
+        """
+        padding, shift = self._bounds()
+        start = max(0, -columns)
+        for part in self._store:
+            held = part[:, :, start : self.length].clone()
+            part[:, :, start + columns : self.length + columns] = held
+        self.length += columns
+        self.padding, self.shift = padding + columns, shift - columns
+
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        """Padding and shift, made if there are none."""
+        num_rows, device = self._store[0].shape[0], self._place.device
         if self.padding is None:
-            self.padding = torch.zeros(num_rows, dtype=torch.int64, device=self._store.device)
+            self.padding = torch.zeros(num_rows, dtype=torch.int64, device=device)
         if self.shift is None:
-            self.shift = torch.zeros(num_rows, device=self._store.device)
-        self.padding[rows] = start
-        self.shift[rows] = -float(start)
+            self.shift = torch.zeros(num_rows, device=device)
+        return self.padding, self.shift
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the rows, (B',) indices."""
-        self._store = self._store[:, :, rows]
+        self._store = [part[rows] for part in self._store]
         if self.padding is not None:
             self.padding = self.padding[rows]
         if self.shift is not None:

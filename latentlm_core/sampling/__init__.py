@@ -11,12 +11,14 @@ from latentlm_core.errors import ConfigError
 from latentlm_core.models.dit import DiT
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.models.transfusion import Transfusion
+from latentlm_core.progress import SILENT, Progress
 from latentlm_core.sampling.base import Engine, Noise, Request, SamplerConfig, draw_noise
 from latentlm_core.sampling.continuation import (
     Continuation,
     ContinuationListener,
     ContinuationRequest,
 )
+from latentlm_core.sampling.decoding import Mode
 from latentlm_core.sampling.dit import DiTEngine
 from latentlm_core.sampling.interleaved import InterleavedEngine
 from latentlm_core.sampling.latent_lm import LatentLMEngine
@@ -33,6 +35,7 @@ __all__ = [
     "Engine",
     "InterleavedEngine",
     "LatentLMEngine",
+    "Mode",
     "Noise",
     "Prompt",
     "Request",
@@ -47,8 +50,21 @@ __all__ = [
 ]
 
 
-def make_engine(model: LatentLM | Transfusion | DiT, config: SamplerConfig) -> Engine:
+def make_engine(
+    model: LatentLM | Transfusion | DiT,
+    config: SamplerConfig,
+    mode: Mode = "auto",
+    num_steps: int = 0,
+    progress: Progress = SILENT,
+) -> Engine:
     """The engine of images of classes that fits a model.
+
+    Args:
+        model: the generator.
+        config: how latents are drawn.
+        mode: how the decode step of a LatentLM runs.
+        num_steps: decode steps that are expected in all.
+        progress: hears why a mode cannot be had.
 
     Raises:
         ConfigError: the settings do not fit it, or it is a model of text and images.
@@ -56,6 +72,7 @@ def make_engine(model: LatentLM | Transfusion | DiT, config: SamplerConfig) -> E
     if isinstance(model, Transfusion):
         raise ConfigError("A Transfusion takes prompts of text and images, not classes.")
     if isinstance(model, LatentLM):
-        return LatentLMEngine(model, config)
+        return LatentLMEngine(model, config, mode, num_steps, progress)
     config.require_constant_guidance("A DiT draws all positions together")
+    config.require_guidance_throughout("A DiT")
     return DiTEngine(model, config)

@@ -11,7 +11,7 @@ from torch import Tensor
 from latentlm_core.diffusion import solver_grid
 from latentlm_core.models.dit import DiT
 from latentlm_core.runtime import evaluating
-from latentlm_core.sampling.base import Request, SamplerConfig, draw_noise
+from latentlm_core.sampling.base import Request, SamplerConfig, draw_noise, require_fitting
 
 
 class DiTEngine:
@@ -20,6 +20,7 @@ class DiTEngine:
     def __init__(self, model: DiT, config: SamplerConfig) -> None:
         self.model = model
         self.config = config
+        require_fitting(config, None)
         self.grid = solver_grid(model.schedule, config.num_inference_steps, config.solver)
         self._device = model.latent_embedding.weight.device
 

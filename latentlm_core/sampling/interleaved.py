@@ -21,8 +21,14 @@ from torch import Tensor
 
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.nn.attention import KVCache
-from latentlm_core.runtime import evaluating
-from latentlm_core.sampling.base import BOUND, END, Draws, LatentSampler, Noise, SamplerConfig
+from latentlm_core.sampling.base import (
+    BOUND,
+    END,
+    LatentSampler,
+    Noise,
+    SamplerConfig,
+    SeededLatents,
+)
 from latentlm_core.sampling.continuation import (
     Continuation,
     ContinuationDraft,
@@ -76,7 +82,7 @@ class InterleavedEngine:
         Returns:
             a document for each request, on the host.
         """
-        with evaluating(self.model):
+        with self.sampler.drawing(len(requests)):
             batch = _Batch(self, requests, listener)
             while batch.rows:
                 batch.step()
@@ -125,7 +131,7 @@ class _Batch:
         draws = any(request.num_images for request in requests)
         self.is_guided = draws and engine.config.is_guided
         self.noise: Noise = self.sampler.noise(
-            [Draws(engine.num_latents * one.num_images, one.seed) for one in requests]
+            [SeededLatents(engine.num_latents * one.num_images, one.seed) for one in requests]
         )
         marks, channels = self.marks, self.model.config.latent_channels
         free = token_prompt([marks.bos, marks.null, marks.bod], channels)

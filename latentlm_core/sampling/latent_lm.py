@@ -1,7 +1,8 @@
 """Next-token diffusion of a known number of latents: images.
 
 Guidance runs the conditional and the unconditional rows in one batch, through one cache and one
-head call per solver step. Timestep embeddings and solver coefficients are computed once.
+head call per solver step. Timestep embeddings and solver coefficients are computed once. All
+requests of a batch have as many latents, so a batch is full until it ends.
 
 Axes: B requests, P prompt tokens, T latent positions, C latent channels, S solver steps.
 """
@@ -13,18 +14,37 @@ from torch import Tensor
 
 from latentlm_core.layout import Kind
 from latentlm_core.models.latent_lm import LatentLM
+from latentlm_core.progress import SILENT, Progress
 from latentlm_core.runtime import evaluating
 from latentlm_core.sampling.base import LatentSampler, Noise, Request, SamplerConfig
+from latentlm_core.sampling.decoding import DecodeStep, Mode, resolve_mode
 
 
 class LatentLMEngine:
-    """Next-token diffusion with a static key-value cache."""
+    """Next-token diffusion with a static key-value cache.
 
-    def __init__(self, model: LatentLM, config: SamplerConfig) -> None:
+    Args:
+        model: the LatentLM.
+        config: how latents are drawn.
+        mode: how the decode step runs.
+        num_steps: decode steps that are expected in all: what ``auto`` goes by on a CPU.
+        progress: hears why a mode cannot be had.
+    """
+
+    def __init__(
+        self,
+        model: LatentLM,
+        config: SamplerConfig,
+        mode: Mode = "auto",
+        num_steps: int = 0,
+        progress: Progress = SILENT,
+    ) -> None:
         self.model = model
         self.config = config
         self._sampler = LatentSampler(model, config)
         self.grid = self._sampler.grid
+        self._mode, self._num_steps, self._progress = mode, num_steps, progress
+        self._step: DecodeStep | None = None
 
     def generate(
         self, requests: Sequence[Request], on_position: Callable[[], None] | None = None
@@ -49,25 +69,41 @@ class LatentLMEngine:
         Returns:
             (B, T, C) float32, on the host.
         """
-        model, sampler = self.model, self._sampler
+        sampler = self._sampler
         start = noise.start.to(sampler.device)
         fresh = None if noise.fresh is None else noise.fresh.to(sampler.device)
-        num_latents = start.shape[1]
+        num_requests, num_latents = start.shape[:2]
         drawn = torch.empty_like(start)
-        with evaluating(model):
-            cache = model.backbone.new_cache(ids.shape[0], ids.shape[1] + num_latents - 1)
-            x = model.embed(ids, *_no_latents(ids, model.config.latent_channels))
+        with evaluating(self.model):
+            step = self._step_for(ids, num_requests, num_latents)
+            rows = torch.arange(step.num_requests, device=sampler.device) % num_requests
+            branches = ids.view(-1, num_requests, ids.shape[1])[:, rows].flatten(0, 1)
+            step.begin(self.model.embed(branches, *_no_latents(branches, start.shape[2])))
             for i in range(num_latents):
-                drawn[:, i] = sampler.draw(
-                    model.step(x, cache),
-                    start[:, i],
-                    None if fresh is None else fresh[:, :, i],
+                latents = step(
+                    start[rows, i],
+                    None if fresh is None else fresh[:, rows, i],
                     self._guidance_scale(i, num_latents),
                 )
-                x = sampler.embed(drawn[:, i].repeat(ids.shape[0] // start.shape[0], 1))
+                drawn[:, i] = latents[:num_requests]
                 if on_position is not None:
                     on_position()
         return drawn.cpu()
+
+    def _step_for(self, ids: Tensor, num_requests: int, num_latents: int) -> DecodeStep:
+        """A step with these rows, or more where one is compiled already."""
+        max_length = ids.shape[1] + num_latents - 1
+        num_branches = ids.shape[0] // num_requests
+        step = self._step
+        if step is not None and step.mode != "eager":
+            fits = num_requests <= step.num_requests and max_length == step.max_length
+            if fits and step.x.shape[0] == num_branches * step.num_requests:
+                return step
+        mode = resolve_mode(self._mode, self._sampler.device, ids.shape[0], self._num_steps)
+        self._step = DecodeStep(
+            self._sampler, ids.shape[0], num_requests, max_length, mode, self._progress
+        )
+        return self._step
 
     def _guidance_scale(self, position: int, num_latents: int) -> float:
         scale = self.config.guidance_scale

@@ -24,7 +24,15 @@ from latentlm_core.layout import Kind, MaskRule, SequenceLayout
 from latentlm_core.models.transfusion import Transfusion
 from latentlm_core.nn.attention import KVCache
 from latentlm_core.runtime import evaluating
-from latentlm_core.sampling.base import BOUND, END, Draws, Noise, SamplerConfig, draw_noise
+from latentlm_core.sampling.base import (
+    BOUND,
+    END,
+    Noise,
+    SamplerConfig,
+    SeededLatents,
+    draw_noise,
+    require_fitting,
+)
 from latentlm_core.sampling.continuation import (
     Continuation,
     ContinuationDraft,
@@ -64,10 +72,12 @@ class TransfusionEngine:
         marks: Marks,
     ) -> None:
         config.require_constant_guidance("A Transfusion draws all positions together")
+        config.require_guidance_throughout("A Transfusion")
         self.model = model
         self.config = config
         self.text_config = text_config
         self.marks = marks
+        require_fitting(config, None)
         self.grid = solver_grid(model.schedule, config.num_inference_steps, config.solver)
         self._device = model.token_embedding.weight.device
         with evaluating(model):
@@ -87,7 +97,7 @@ class TransfusionEngine:
             a document for each request, on the host.
         """
         config, tell = self.model.config, listener or (lambda index, made: None)
-        sizes = [Draws(config.num_latents * one.num_images, one.seed) for one in requests]
+        sizes = [SeededLatents(config.num_latents * one.num_images, one.seed) for one in requests]
         noise = draw_noise(sizes, config.latent_channels, self.grid.num_fresh)
         drafts = [
             _Draft(
