@@ -85,6 +85,32 @@ def sweep_curve(rows: Sequence[Mapping[str, float]], path: Path, metric: str = "
     _save(figure, path)
 
 
+def quality_curves(
+    lines: Mapping[str, Sequence[tuple[int, float]]], metric: str, path: Path
+) -> None:
+    """Draw a distance over numbers of solver steps.
+
+    Args:
+        lines: (steps, distance) of each model.
+        metric: name of the distance.
+        path: the PNG to write.
+    """
+    figure = _figure(5.2, 3.4)
+    axes = figure.add_subplot()
+    for place, (name, points) in enumerate(lines.items()):
+        axes.plot(*zip(*sorted(points), strict=True), "o-", ms=4, color=_colour(place), label=name)
+    steps = sorted({number for points in lines.values() for number, _ in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(steps, [str(number) for number in steps])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("steps a latent")
+    axes.set_ylabel(metric)
+    axes.legend(frameon=False)
+    _tidy(axes)
+    _save(figure, path)
+
+
 def comparison_grid(originals: Tensor, reconstructions: Tensor, path: Path) -> None:
     """Write reconstructions, each under its original.
 

@@ -16,6 +16,7 @@ from latentlm_core.figures import (
     class_grid,
     comparison_grid,
     loss_curves,
+    quality_curves,
     sweep_curve,
 )
 from latentlm_core.report import Command, Picture, ReportPage, Section, Table, write_report
@@ -78,6 +79,14 @@ def test_a_sweep_has_a_line_for_each_number_of_steps(tmp_path: Path) -> None:
     ]
     sweep_curve(rows, tmp_path / "two.png")
     sweep_curve(rows[::2], tmp_path / "one.png", "fid[classifier-1]")
+    assert ink(tmp_path / "two.png", VERMILLION) > 0
+    assert ink(tmp_path / "one.png", VERMILLION) == 0
+
+
+def test_quality_has_a_line_for_each_model(tmp_path: Path) -> None:
+    lines = {"teacher": [(20, 1.0), (4, 3.0)], "student": [(4, 1.1), (1, 1.3)]}
+    quality_curves(lines, "fid", tmp_path / "two.png")
+    quality_curves({"teacher": lines["teacher"]}, "fid", tmp_path / "one.png")
     assert ink(tmp_path / "two.png", VERMILLION) > 0
     assert ink(tmp_path / "one.png", VERMILLION) == 0
 

@@ -2,15 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from latentlm_core.config import C, build, override, read_config_file
 from latentlm_core.errors import ConfigError, did_you_mean
+from latentlm_core.recipes.distill import DISTILL_RECIPES
 from latentlm_core.recipes.presets import LM_RECIPES, VAE_RECIPES
-from latentlm_core.recipes.schema import LMRecipe, VAERecipe
+from latentlm_core.recipes.schema import DistillRecipe, LMRecipe, VAERecipe
 
 __all__ = [
+    "DistillRecipe",
     "LMRecipe",
     "VAERecipe",
+    "distill_recipe",
+    "distill_recipe_names",
     "lm_recipe",
     "lm_recipe_names",
     "vae_recipe",
@@ -34,6 +39,25 @@ def lm_recipe(name: str, overrides: Sequence[str] = ()) -> LMRecipe:
     return _resolve(LMRecipe, LM_RECIPES, name, overrides)
 
 
+def distill_recipe(
+    name: str, data: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> DistillRecipe:
+    """As ``vae_recipe``, for ``train-lm --distill``.
+
+    Args:
+        name: of a recipe or a file.
+        data: how batches are made, where the recipe does not say it.
+        overrides: ``KEY=VALUE`` changes.
+
+    Raises:
+        ConfigError: naming every problem.
+    """
+    plain = _plain(DISTILL_RECIPES, name)
+    changes = plain.get("data")
+    plain["data"] = _merge(data, changes) if isinstance(changes, dict) else dict(data)
+    return build(DistillRecipe, override(plain, overrides), f"recipe {name}")
+
+
 def vae_recipe_names() -> tuple[str, ...]:
     """Names that ``vae_recipe`` knows."""
     return tuple(VAE_RECIPES)
@@ -44,14 +68,22 @@ def lm_recipe_names() -> tuple[str, ...]:
     return tuple(LM_RECIPES)
 
 
+def distill_recipe_names() -> tuple[str, ...]:
+    """Names that ``distill_recipe`` knows."""
+    return tuple(DISTILL_RECIPES)
+
+
 def _resolve(kind: type[C], named: Mapping[str, C], name: str, overrides: Sequence[str]) -> C:
-    if Path(name).suffix in (".toml", ".json"):
-        changes = read_config_file(Path(name))
-        base = changes.pop("recipe", None)
-        data = _merge(_named(named, base).to_dict(), changes) if base else changes
-    else:
-        data = _named(named, name).to_dict()
-    return build(kind, override(data, overrides), f"recipe {name}")
+    return build(kind, override(_plain(named, name), overrides), f"recipe {name}")
+
+
+def _plain(named: Mapping[str, C], name: str) -> dict[str, Any]:
+    """The values of a named recipe or of a file."""
+    if Path(name).suffix not in (".toml", ".json"):
+        return _named(named, name).to_dict()
+    changes = read_config_file(Path(name))
+    base = changes.pop("recipe", None)
+    return _merge(_named(named, base).to_dict(), changes) if base else changes
 
 
 def _named(named: Mapping[str, C], name: str) -> C:
@@ -63,7 +95,7 @@ def _named(named: Mapping[str, C], name: str) -> C:
     return named[name]
 
 
-def _merge(base: dict[str, object], changes: dict[str, object]) -> dict[str, object]:
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)

@@ -18,7 +18,7 @@ from latentlm_core.tokenizers.sigma_vae import SigmaVAEConfig
 from latentlm_core.tokenizers.vit import ViTConfig
 from latentlm_core.training.lm_task import LMLossConfig
 from latentlm_core.training.optim import OptimizerConfig
-from latentlm_core.training.trainer import TrainerConfig
+from latentlm_core.training.trainer_config import TrainerConfig
 from latentlm_core.training.vae_task import VAELossConfig
 
 

@@ -1,6 +1,6 @@
 """What a recipe holds: everything that decides a run."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,10 +14,11 @@ from latentlm_core.models.latent_lm import LatentLMSize
 from latentlm_core.models.transfusion import TransfusionSize
 from latentlm_core.sampling import SamplerConfig
 from latentlm_core.tokenizers.sigma_vae import SigmaVAEConfig
+from latentlm_core.training.distill_task import DistillConfig
 from latentlm_core.training.lm_task import LMLossConfig
 from latentlm_core.training.optim import OptimizerConfig
 from latentlm_core.training.speech_task import SpeechLossConfig
-from latentlm_core.training.trainer import TrainerConfig
+from latentlm_core.training.trainer_config import TrainerConfig
 from latentlm_core.training.vae_task import VAELossConfig
 
 
@@ -93,3 +94,22 @@ class LMRecipe(Config):
     """Of the model."""
     sampler: SamplerConfig = SamplerConfig(guidance_scale=1.65)
     """What sampling uses where the user says nothing."""
+
+
+class DistillRecipe(Config):
+    """A whole run of ``train-lm --distill``; the network is its teacher's."""
+
+    distill: DistillConfig = DistillConfig()
+    """What is distilled."""
+    data: (
+        Annotated[
+            LatentDataConfig | SpeechDataConfig | MultimodalDataConfig, Field(discriminator="kind")
+        ]
+        | None
+    ) = None
+    """Its batches; what is not said of them is as in the teacher's recipe, but that no condition is
+    dropped."""
+    trainer: TrainerConfig
+    """How long and how."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Of the head."""

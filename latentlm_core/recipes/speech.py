@@ -23,7 +23,7 @@ from latentlm_core.tokenizers.text import TextConfig
 from latentlm_core.training.lm_task import LMLossConfig
 from latentlm_core.training.optim import OptimizerConfig
 from latentlm_core.training.speech_task import SpeechLossConfig
-from latentlm_core.training.trainer import TrainerConfig
+from latentlm_core.training.trainer_config import TrainerConfig
 
 _POSTERIOR = LatentPosteriorConfig(std=0.5)
 _CRITIC_OPTIMIZER = OptimizerConfig(lr=1e-4, betas=(0.8, 0.99))
