@@ -10,6 +10,7 @@ anything else                        a bug of ours: the traceback
 
 import errno
 import signal
+import sys
 from types import FrameType
 from typing import Annotated, Any
 
@@ -24,7 +25,9 @@ MACHINE_FAULTS = {
     errno.EDQUOT,
     errno.EFBIG,
     errno.EIO,
+    errno.ELOOP,
     errno.EMFILE,
+    errno.ENAMETOOLONG,
     errno.ENFILE,
     errno.ENOSPC,
     errno.EPERM,
@@ -34,6 +37,9 @@ MACHINE_FAULTS = {
 
 RESUMABLE = {"demo", "train-vae", "tokenize", "train-lm", "sample"}
 """Commands that go on where they were stopped."""
+
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""Of the library's errors the one of how a command was called; its home moves between versions."""
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -46,6 +52,10 @@ class Application(TyperGroup):
         """Run the command that ``ctx`` holds."""
         try:
             return super().invoke(ctx)
+        except UsageError:
+            if console.is_main():
+                raise
+            raise typer.Exit(2) from None  # all ranks are called alike, and rank 0 tells
         except LatentLMError as error:
             console.fail(error)
             raise typer.Exit(1) from None
@@ -87,7 +97,10 @@ app.command(rich_help_panel=SHARE, epilog=hub.EXAMPLES)(hub.push)
 def main() -> None:
     """The console script."""
     signal.signal(signal.SIGTERM, _terminate)
-    app(prog_name="latentlm")
+    try:
+        app(prog_name="latentlm")
+    except KeyboardInterrupt:  # before a command begins, or after it
+        sys.exit(INTERRUPTED)
 
 
 def _show_version(asked: bool) -> None:

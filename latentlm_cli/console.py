@@ -5,24 +5,33 @@ Notable choices:
 - Text is never parsed as markup and never wrapped: a path with brackets stays a path, and a piped
   line stays a line.
 - Under torchrun only rank 0 speaks. Errors are the exception, since one may happen on one rank
-  alone; they name their rank.
+  alone; they name their rank. A rank that fails gives rank 0 the time to fail likewise, so what all
+  of them meet is told once: torchrun stops the others as soon as one has ended.
+- What stopped a rank is also told to torchrun, whose own report then ends with that sentence.
 - rich is imported where it draws, which keeps ``--help`` quick.
 """
 
 import json
 import os
+import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from latentlm_core.errors import LatentLMError
+from latentlm_core.errors import LatentLMError, LostProcessError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from latentlm_core.result import Result
+
+
+GRACE_SECONDS = 3.0
+"""How long a rank waits for rank 0 to tell the same error."""
 
 
 def is_main() -> bool:
@@ -69,10 +78,27 @@ def fail(error: LatentLMError | OSError) -> None:
     """Print an error as a sentence and its hint; with LATENTLM_DEBUG=1 the traceback as well."""
     if os.environ.get("LATENTLM_DEBUG"):
         traceback.print_exception(error)
+    if isinstance(error, LostProcessError):
+        with suppress(SystemExit):  # torchrun stops this process as well
+            time.sleep(2 * GRACE_SECONDS)
+        if is_main():
+            say("Stopped, because another process of this command has ended.")
+        return
     rank = "" if is_main() else f" (rank {os.environ['RANK']})"
+    if not is_main() and os.environ.get("WORLD_SIZE", "1") != "1":
+        time.sleep(GRACE_SECONDS)
+    _tell_torchrun(_sentence(error))
     say(_sentence(error), f"Error{rank}: ", "bold red")
     if isinstance(error, LatentLMError) and error.hint:
         say(error.hint, "Hint: ", "bold cyan")
+
+
+def _tell_torchrun(sentence: str) -> None:
+    """Write the file in which torchrun looks for the reason why a process has ended."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        when = {"py_callstack": sentence, "timestamp": str(int(time.time()))}
+        Path(path).write_text(json.dumps({"message": {"message": sentence, "extraInfo": when}}))
 
 
 def _sentence(error: LatentLMError | OSError) -> str:

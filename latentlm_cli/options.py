@@ -15,7 +15,7 @@ Data = Annotated[
         metavar="DATA",
         help="mnist, cifar10, imagenet, embedded:shapes, a folder of images, or hf:ORG/NAME; of "
         "speech: digit-strings, librispeech, libritts, ljspeech, hibari, a folder, a .csv or "
-        ".jsonl.",
+        ".jsonl. Read while it is used: stream:hf:ORG/NAME, stream:FOLDER, stream:URL.",
     ),
 ]
 Split = Annotated[

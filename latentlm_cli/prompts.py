@@ -45,6 +45,15 @@ GuidanceSchedule = Annotated[
         rich_help_panel=IMAGES,
     ),
 ]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--guidance-interval",
+        metavar="LOW HIGH",
+        help="Guide at timesteps within these shares of the last one, as 0.2 0.8; less work. The "
+        "model's if left out.",
+    ),
+]
 Steps = Annotated[
     int | None,
     typer.Option(
@@ -52,7 +61,7 @@ Steps = Annotated[
     ),
 ]
 Solver = Annotated[
-    Literal["dpmsolver++", "ddpm"] | None,
+    Literal["dpmsolver++", "ddpm", "few-step"] | None,
     typer.Option("--solver", help="How noise becomes a latent; the model's if left out."),
 ]
 Npz = Annotated[

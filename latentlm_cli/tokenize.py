@@ -11,6 +11,7 @@ EXAMPLES = options.examples(
     "latentlm tokenize --data mnist",
     "latentlm tokenize --data imagenet --vae runs/vae --flip --num-workers 8",
     "latentlm tokenize --data librispeech:PATH --vae hf:microsoft/VibeVoice-1.5B",
+    "latentlm tokenize --data stream:hf:ORG/NAME --num-workers 8",
 )
 
 

@@ -18,7 +18,7 @@ from latentlm_core.training.optim import ema_decay
 from latentlm_core.workflows.doctor import doctor
 from latentlm_core.workflows.doctor_run import average_age
 from tests.tiny_doctor import faults, found, warnings
-from tests.tiny_latents import content, flip_bit
+from tests.tiny_latents import content, flip_bit, rewrite
 
 DATA = "embedded:shapes"
 FEW = ["trainer.total_steps=12", "trainer.save_every=6", "trainer.log_every=2"]
@@ -93,8 +93,7 @@ def test_forged_statistics_that_agree_with_themselves(home, field):
     (entry,) = manifest["shards"]
     entry["sums"][field][0] += 1e-3
     merged = LatentSums.merge([LatentSums.model_validate_json(json.dumps(entry["sums"]))], 8)
-    manifest["statistics"] = merged.to_dict()
-    path.write_text(json.dumps(manifest))
+    rewrite(path, shards=[entry], statistics=merged.to_dict())
     assert "other statistics" in faults(LATENTS)["shard-00000.safetensors"]
 
 
@@ -169,7 +168,7 @@ def test_a_checkpoint_whose_weights_are_not_finite(home):
 
 
 def digest(state: dict) -> str:
-    from latentlm_core.training.checkpoint import CheckpointState
+    from latentlm_core.training.checkpoint_state import CheckpointState
 
     return CheckpointState.model_validate_json(json.dumps(state)).digest()
 
@@ -186,8 +185,7 @@ def test_where_an_unfinished_run_stands(home):
 def test_a_run_without_its_export_and_one_with_an_old_one(home):
     path = home / "runs" / LM / "export" / "config.json"
     config = json.loads(path.read_text())
-    config["provenance"]["step"] = 6
-    path.write_text(json.dumps(config))
+    rewrite(path, provenance=config["provenance"] | {"step": 6})
     assert "the export is of step 6" in warnings(LM)["progress"]
     shutil.rmtree(path.parent)
     assert "without an export" in warnings(LM)["progress"]
@@ -262,8 +260,8 @@ def test_a_config_that_is_not_valid(home):
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"classes": ["a"]}))
     assert "vocabulary" in faults(f"runs/{LM}/export")["config"]
-    config["stats"]["scale"] = [0.0]
     path.write_text(json.dumps(config))
+    rewrite(path, stats=config["stats"] | {"scale": [0.0]})
     assert "normalisation" in faults(f"runs/{LM}/export")["config"]
     path.write_text("{")
     assert "not valid JSON" in faults(f"runs/{LM}/export")["config"]
@@ -287,8 +285,7 @@ def test_the_text_tokenizer_of_a_model_that_reads_text(multimodal_home, tmp_path
     (export / "text.json").write_text(json.dumps(document | {"version": 99}))
     assert "text.json" in faults(str(export))["text"]
     (export / "text.json").write_text(json.dumps(document))
-    config = json.loads((export / "config.json").read_text())
-    (export / "config.json").write_text(json.dumps(config | {"text_sha256": "0" * 64}))
+    rewrite(export / "config.json", text_sha256="0" * 64)
     assert "not the text tokenizer of the model" in faults(str(export))["text"]
     assert "Copy the one of the run that made it." in faults(str(export))["text"]
 

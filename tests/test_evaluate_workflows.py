@@ -10,60 +10,26 @@ import torch
 
 from latentlm_core import workflows
 from latentlm_core.artifacts import (
-    GeneratorExport,
-    TokenizerExport,
     load_generator,
-    save_generator,
-    save_tokenizer,
 )
 from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError, DataError
-from latentlm_core.evaluation.classifier import ClassifierConfig, ImageClassifier
 from latentlm_core.files import sha256_file, write_json
 from latentlm_core.progress import SILENT
-from latentlm_core.sampling import Request, SamplerConfig, make_engine
-from latentlm_core.tokenizers.base import LatentStats
-from latentlm_core.tokenizers.build import build_tokenizer
-from latentlm_core.tokenizers.conv import ConvConfig
-from latentlm_core.tokenizers.sigma_vae import SigmaVAEConfig
+from latentlm_core.sampling import Request, make_engine
 from latentlm_core.workflows.drawing import Drawing
 from latentlm_core.workflows.judges import lpips_record
 from latentlm_core.workflows.reports import report_folder, reports_of
 from latentlm_core.workflows.sweep import drawn_images
-from tests.test_models import tiny_latent_lm
-from tests.tiny_evaluation import pixels, save_pngs
+from tests.tiny_evaluation import DATA, LM, SMALL, VAE, make_home, pixels, save_pngs
 from tests.tiny_training import Listener
 
-DATA = "embedded:shapes"
 CPU = torch.device("cpu")
-VAE, LM = Path("runs/vae/export"), Path("runs/lm/export")
 JUDGED = {"extractor": "judge", "device": "cpu"}
-SMALL = SamplerConfig(num_inference_steps=2)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with the runs of an untrained tokenizer and LatentLM, and a judge."""
-    folder = tmp_path_factory.mktemp("home")
-    network = ConvConfig(image_size=32, channels=(8, 8), stem_patch_size=4)
-    shape = SigmaVAEConfig(latent_channels=8, network=network)
-    save_tokenizer(folder / VAE, build_tokenizer(shape), TokenizerExport(tokenizer=shape))
-    model = tiny_latent_lm()
-    config = GeneratorExport(
-        model=model.config,
-        stats=LatentStats(shift=(0.0,), scale=(1.0,)),
-        grid=(4, 4),
-        classes=tuple("0123456789"),
-        tokenizer_sha256=sha256_file(folder / VAE / "model.safetensors"),
-        sampler=SMALL,
-        provenance={"data": DATA},
-    )
-    save_generator(folder / LM, model, config, folder / VAE)
-    for export in (VAE, LM):
-        (folder / export.parent / "metrics.jsonl").touch()
-    ImageClassifier(
-        ClassifierConfig(data=DATA, classes=tuple("abcd"), image_size=32, width=4)
-    ).save(folder / "judge")
-    return folder
+    return make_home(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(autouse=True)
@@ -196,7 +162,7 @@ def test_samples_of_a_sweep_are_drawn_a_batch_at_a_time() -> None:
     engine = Counting(make_engine(loaded.model, SMALL))
     drawing = Drawing.of(loaded, None, CPU, SILENT)
     labels = [index % 10 for index in range(5)]
-    images = drawn_images(drawing, engine, "x", labels, 3, 2)
+    images = drawn_images(drawing, engine, "x", labels, 3)
     assert (len(images), images.labels, engine.sizes) == (5, tuple(labels), [])
     batches = images.batches(2)
     first = next(batches)

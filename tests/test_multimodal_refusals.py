@@ -17,6 +17,7 @@ from latentlm_core.files import read_safetensors, sha256_file, write_json, write
 from latentlm_core.tokenizers.base import LatentStats
 from latentlm_core.tokenizers.text import TextConfig, TextTokenizer
 from tests.test_models import tiny_latent_lm
+from tests.tiny_latents import vouch
 from tests.tiny_multimodal import ROW_LENGTH, TRANSFUSION, mix_of, write
 from tests.tiny_pretrained import write as write_checkpoint
 
@@ -40,6 +41,7 @@ def home(multimodal_home, tmp_path_factory) -> Path:
     weights = read_safetensors(other / "model.safetensors")
     weights["decoder.head.norm.weight"] += 1
     write_safetensors(other / "model.safetensors", weights, {"format": "pt"})
+    vouch(other)
     data = str(multimodal_home / "shapes")
     workflows.tokenize(data=data, vae=str(other), out=folder / "other", device="cpu")
     write_png(folder / "small.png", np.zeros((8, 40, 3), np.uint8))
@@ -250,6 +252,7 @@ def test_a_model_that_draws_no_numbers_is_named(multimodal_home, tmp_path):
     weights = read_safetensors(broken / "model.safetensors")
     weights["head.final.projection.weight"].fill_(float("nan"))
     write_safetensors(broken / "model.safetensors", weights, {"format": "pt"})
+    vouch(broken)
     with pytest.raises(ArtifactError, match="drew latents that are not finite"):
         write(tmp_path / "s", prompts=["a"], model=str(broken))
 

@@ -34,6 +34,7 @@ from tests.tiny_latents import (
     encode_below,
     encode_recordings,
     export_tokenizer,
+    vouch,
 )
 from tests.tiny_speaking import (
     FRAME_RATE,
@@ -113,7 +114,7 @@ def test_files_of_somebody_else_are_not_touched(tmp_path):
 
 def test_a_damaged_list_of_samples_is_named(tmp_path):
     speak(tmp_path, texts=["seven"])
-    (tmp_path / "samples.jsonl").write_text('{"index": 0}\nnonsense\n')
+    (tmp_path / "samples.jsonl").write_text('{"index": 0, "file": "a.wav", "text": ""}\nnonsense\n')
     with pytest.raises(CorruptFileError, match=r"samples\.jsonl, line 2, is no row"):
         speak(tmp_path, texts=["seven"])
 
@@ -123,6 +124,7 @@ def test_a_model_that_draws_no_numbers_is_named(home, tmp_path):
     weights = read_safetensors(broken / "model.safetensors")
     weights["head.final.projection.weight"].fill_(float("nan"))
     write_safetensors(broken / "model.safetensors", weights, {"format": "pt"})
+    vouch(broken)
     with pytest.raises(ArtifactError, match="drew latents that are not finite"):
         speak(tmp_path / "s", texts=["seven"], model=str(broken))
 
@@ -132,6 +134,7 @@ def test_another_tokenizer_is_refused(home, tmp_path):
     weights = read_safetensors(other / "model.safetensors")
     weights["decoder.head.bias"] += 1
     write_safetensors(other / "model.safetensors", weights, {"format": "pt"})
+    vouch(other)
     with pytest.raises(ArtifactError, match="is not the tokenizer"):
         speak(tmp_path / "s", texts=["seven"], vae=str(other))
 

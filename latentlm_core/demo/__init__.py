@@ -7,6 +7,7 @@ from typing import Literal
 from latentlm_core.demo.image import demo_images
 from latentlm_core.demo.speech import demo_speech
 from latentlm_core.demo.text import demo_text
+from latentlm_core.processes import refuse_several
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
 
@@ -43,5 +44,7 @@ def demo(
 
     Raises:
         MissingExtraError: the data's package is not installed.
+        ConfigError: torchrun started several processes.
     """
+    refuse_several("A demo")
     return DEMOS[modality](out=out, seed=seed, device=device, progress=progress)

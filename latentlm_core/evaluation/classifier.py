@@ -123,6 +123,7 @@ class ClassifierExtractor:
         self.digest = digest_tensors(classifier.state_dict())
         self.name = f"classifier-{self.digest[:8]}"
         self.weights = WeightsFile(f"classifier of {classifier.config.data}", self.digest)
+        self.device = classifier.head.weight.device
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images uint8 (B, 3, H, W) => features (B, D), logits (B, K).
@@ -137,7 +138,7 @@ class ClassifierExtractor:
                 f"{images.shape[3]}x{images.shape[2]}."
             )
         with evaluating(self._classifier):
-            media = images.to(self._classifier.head.weight.device).float() / 127.5 - 1.0
+            media = images.to(self.device).float() / 127.5 - 1.0
             features = self._classifier.features(media)
             return features, self._classifier.head(features)
 

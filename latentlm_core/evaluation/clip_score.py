@@ -62,7 +62,7 @@ class ClipScore:
 def clip_score(
     encoder: ClipEncoder, images: ImageSet, prompts: Sequence[str], progress: Progress = SILENT
 ) -> ClipScore:
-    """Score images against the prompts that they were made from.
+    """Score images against the prompts that they were made from; processes share the batches.
 
     Raises:
         DataError: no images, not a prompt for each, or an image that cannot be read.
@@ -72,13 +72,18 @@ def clip_score(
             f"{images.name} must have a prompt for each of its images, not {len(prompts)} "
             f"for {len(images)}."
         )
+
+    def score(first: int, batch: Image) -> list[float]:
+        asked = prompts[first : first + len(batch)]
+        cosines = (encoder.embed_images(batch) * encoder.embed_texts(asked)).sum(1)
+        found: list[float] = (100.0 * cosines.clamp(min=0.0)).tolist()
+        return found
+
     each: list[float] = []
     with progress.bar("CLIP score", len(prompts), "images") as bar:
-        for batch in images.batches(BATCH_SIZE):
-            asked = prompts[len(each) : len(each) + len(batch)]
-            cosines = (encoder.embed_images(batch) * encoder.embed_texts(asked)).sum(1)
-            each.extend((100.0 * cosines.clamp(min=0.0)).tolist())
-            bar.advance(len(batch))
+        for scores in images.map_batches(BATCH_SIZE, score):
+            each.extend(scores)
+            bar.advance(len(scores))
     return ClipScore(encoder.name, tuple(each))
 
 

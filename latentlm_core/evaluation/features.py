@@ -7,13 +7,16 @@ Notable choices:
   images need neither the images nor their features in memory. Only the metrics that compare single
   images keep float32 rows: features for KID and precision-recall, logits for the Inception Score
   (50,000 of them: 0.4 GB and 0.2 GB).
-- The content hash is taken from the decoded pixels in the same pass, so it cannot go stale.
+- The content hash is taken from the decoded pixels in the same pass, so it cannot go stale. It is
+  made of each image's own, which is all that processes need to hand over.
+- Processes share a pass by its batches, and each sums up all of them in their order, so nothing
+  that is measured depends on how many there are.
 
 Axes: N images, B batch, H W image, D features, K classes.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentlm_core.data.base import Image
 from latentlm_core.errors import DataError
 from latentlm_core.evaluation.image_sets import ImageSet
 from latentlm_core.progress import SILENT, Progress
@@ -49,6 +53,10 @@ class FeatureExtractor(Protocol):
     def weights(self) -> "WeightsFile":
         """Where the weights came from."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images uint8 (B, 3, H, W) => features (B, D), logits (B, K) or None."""
 
@@ -67,20 +75,22 @@ class WeightsFile:
 
 
 class Moments:
-    """Running mean and covariance of features, as float64 sums beside the features.
+    """Running mean and covariance of features, as float64 sums.
 
     Args:
         dims: D.
+        device: where they are summed up, if it is a CUDA device, else on the CPU.
     """
 
-    def __init__(self, dims: int) -> None:
+    def __init__(self, dims: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
+        self._device = torch.device(device)
         self._sum = torch.zeros(dims, dtype=torch.float64)
         self._outer = torch.zeros(dims, dims, dtype=torch.float64)
 
     def add(self, features: Tensor) -> None:
         """Take in features (B, D)."""
-        rows = to_float64(features)
+        rows = to_float64(features.to(self._device))
         self.count += len(rows)
         self._sum = self._sum.to(rows.device) + rows.sum(0)
         self._outer = self._outer.to(rows.device).addmm_(rows.T, rows)
@@ -127,24 +137,29 @@ def extract_features(
     keep_logits: bool = False,
     progress: Progress = SILENT,
 ) -> ImageFeatures:
-    """Stream an image set through an extractor.
+    """Stream an image set through an extractor, its batches shared among the processes.
 
     Raises:
         DataError: an image cannot be read or has another size than the first.
     """
-    pixels, moments = PixelHash(images.image_size), Moments(extractor.dims)
+
+    def see(_: int, batch: Image) -> tuple[list[bytes], Tensor, Tensor | None]:
+        rows, scores = extractor(torch.from_numpy(batch).permute(0, 3, 1, 2))
+        kept = scores.float().cpu() if keep_logits and scores is not None else None
+        return image_digests(batch), rows.float().cpu(), kept
+
+    pixels, moments = PixelHash(images.image_size), Moments(extractor.dims, extractor.device)
     features: list[Tensor] = []
     logits: list[Tensor] = []
     with progress.bar(f"features of {images.name}", len(images), "images") as bar:
-        for batch in images.batches(batch_size):
-            pixels.add(batch)
-            rows, scores = extractor(torch.from_numpy(batch).permute(0, 3, 1, 2))
+        for digests, rows, scores in images.map_batches(batch_size, see):
+            pixels.add(digests)
             moments.add(rows)
             if keep_features:
-                features.append(rows.float().cpu())
-            if keep_logits and scores is not None:
-                logits.append(scores.float().cpu())
-            bar.advance(len(batch))
+                features.append(rows)
+            if scores is not None:
+                logits.append(scores)
+            bar.advance(len(rows))
     if not moments.count:
         raise DataError(f"{images.name} holds no images.")
     return ImageFeatures(
@@ -156,7 +171,7 @@ def extract_features(
 
 
 class PixelHash:
-    """SHA-256 over decoded pixels: the size, then every uint8 RGB value in order.
+    """SHA-256 over decoded pixels: the size, then the ``image_digests`` in order.
 
     Args:
         image_size: (H, W).
@@ -165,13 +180,19 @@ class PixelHash:
     def __init__(self, image_size: tuple[int, int]) -> None:
         self._hash = hashlib.sha256(f"uint8 {image_size[0]} {image_size[1]} 3;".encode())
 
-    def add(self, images: np.ndarray) -> None:
-        """Take in images uint8 (B, H, W, 3); how they are batched does not matter."""
-        self._hash.update(np.ascontiguousarray(images).data)
+    def add(self, digests: Iterable[bytes]) -> None:
+        """Take in images by their digests."""
+        for digest in digests:
+            self._hash.update(digest)
 
     def hexdigest(self) -> str:
         """The hash so far."""
         return self._hash.hexdigest()
+
+
+def image_digests(images: Image) -> list[bytes]:
+    """SHA-256 of the RGB values of each of the images uint8 (B, H, W, 3)."""
+    return [hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images]
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -1,8 +1,10 @@
 """Image sets: anything that yields uint8 RGB images of one size, in a fixed order.
 
 Notable choices:
-- A set is a recipe for iterating, not an array: it is read again for each pass, one image at a
-  time, with the decoding of files done a little ahead by threads.
+- A set is a recipe for iterating, not an array: it is read again for each pass, with the decoding
+  of files done a little ahead by threads.
+- A batch has fixed places in its set, whatever is broken and whoever reads it, so processes share a
+  pass by its batches, and only decode their own.
 - Nothing is resized but a data set, and that by ADM's centre crop (``data.media.center_crop``);
   what the resize rule was travels with the set into the report.
 
@@ -17,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,7 +27,12 @@ from latentlm_core.data.base import Image, SkipLog, SkippedItem, Source
 from latentlm_core.data.media import SUFFIXES, center_crop, read_image
 from latentlm_core.errors import CorruptFileError, DataError
 from latentlm_core.evaluation.npz import npz_keys, npz_member, read_exactly
+from latentlm_core.processes import current
 from latentlm_core.progress import SILENT, Progress
+
+Made = TypeVar("Made")
+Reader = Callable[[Sequence[range]], Iterator[Sequence[Image]]]
+"""Rising places => their images, range by range, what is broken left out."""
 
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 _MAX_SIDE = 16384
@@ -39,21 +47,23 @@ class ImageSet:
         name: where they come from, for bars and reports.
         count: N, the broken images of a data set included.
         image_size: (H, W), the same for all.
-        read: starts a pass over them.
+        read: starts a pass over some of them.
         resize: what was done to get to ``image_size``.
         labels: the class of each image, where that is known.
         num_classes: of the data set that they are, where that is known.
         lossy: whether they went through a lossy format.
+        skipped: what was broken in the passes so far, where something may be.
     """
 
     name: str
     count: int
     image_size: tuple[int, int]
-    read: Callable[[], Iterator[Image]]
+    read: Reader
     resize: str = "none"
     labels: tuple[int, ...] | None = None
     num_classes: int | None = None
     lossy: bool = False
+    skipped: SkipLog | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -64,15 +74,45 @@ class ImageSet:
         Raises:
             DataError: an image cannot be read, or has another size than the set.
         """
-        images = self.read()
-        while batch := list(islice(images, batch_size)):
-            yield np.stack(batch)
+        for images in self.read(self._places(batch_size)):
+            if len(images):
+                yield np.stack(images)
+
+    def map_batches(self, batch_size: int, make: Callable[[int, Image], Made]) -> Iterator[Made]:
+        """What ``make`` makes of each batch, in their order; processes take the batches in turn.
+
+        All processes (``processes.current``) must call this alike, and all get everything.
+
+        Args:
+            batch_size: B.
+            make: from the place of a batch's first image and images uint8 (B, H, W, 3) to
+                something that pickles.
+
+        Raises:
+            DataError: an image cannot be read, or has another size than the set.
+        """
+        processes = current()
+        own = list(processes.own(self._places(batch_size)))
+        batches = zip(own, self.read(own), strict=True)
+        mine = (
+            make(places.start, np.stack(images)) if len(images) else None
+            for places, images in batches
+        )
+        for made in processes.merged(mine):
+            if made is not None:
+                yield made
+        if self.skipped is not None:
+            for items in processes.gather(self.skipped.items):
+                self.skipped.extend(items)
 
     def first(self, count: int) -> "ImageSet":
         """Only the first ``count`` images."""
         labels = None if self.labels is None else self.labels[:count]
-        count = min(count, self.count)
-        return replace(self, count=count, labels=labels, read=lambda: islice(self.read(), count))
+        return replace(self, count=min(count, self.count), labels=labels)
+
+    def _places(self, batch_size: int) -> list[range]:
+        starts = range(0, self.count, batch_size)
+        return [range(start, min(start + batch_size, self.count)) for start in starts]
 
     @property
     def label_policy(self) -> str:
@@ -132,7 +172,7 @@ def image_folder(folder: Path) -> ImageSet:
         name=folder.name,
         count=len(paths),
         image_size=(height, width),
-        read=lambda: _read_ahead(read, paths),
+        read=lambda wanted: _read_ahead(read, paths, wanted),
         labels=_sample_labels(folder / "samples.jsonl", paths),
         lossy=any(path.suffix.lower() in LOSSY_SUFFIXES for path in paths),
     )
@@ -156,11 +196,19 @@ def image_npz(path: Path) -> ImageSet:
             )
     count, height, width, _ = shape
 
-    def read() -> Iterator[Image]:
+    def read(wanted: Sequence[range]) -> Iterator[Sequence[Image]]:
         with npz_member(path, "arr_0") as member:
-            for _ in range(count):
+
+            def read_one() -> Image:
                 content = read_exactly(member.stream, height * width * 3, f"{path}[arr_0]")
-                yield np.frombuffer(content, np.uint8).reshape(height, width, 3)
+                return np.frombuffer(content, np.uint8).reshape(height, width, 3)
+
+            place = 0
+            for places in wanted:
+                for _ in range(place, places.start):
+                    read_one()
+                yield [read_one() for _ in places]
+                place = places.stop
 
     return ImageSet(path.name, count, (height, width), read, labels=_npz_labels(path, count))
 
@@ -172,8 +220,8 @@ def image_source(source: Source, image_size: int, progress: Progress = SILENT) -
     """
     skipped = SkipLog(source, progress)
 
-    def read() -> Iterator[Image]:
-        for index in range(len(source)):
+    def read_some(places: range) -> Iterator[Image]:
+        for index in places:
             try:
                 image = source[index].image
             except DataError as error:
@@ -185,9 +233,10 @@ def image_source(source: Source, image_size: int, progress: Progress = SILENT) -
         name=source.name,
         count=len(source),
         image_size=(image_size, image_size),
-        read=read,
+        read=lambda wanted: (list(read_some(places)) for places in wanted),
         resize=f"ADM centre crop to {image_size}",
         num_classes=len(source.classes) or None,
+        skipped=skipped,
     )
 
 
@@ -203,11 +252,23 @@ def image_array(images: Image, name: str, labels: Sequence[int] | None = None) -
         )
     count, height, width, _ = images.shape
     known = None if labels is None else tuple(labels)
-    return ImageSet(name, count, (height, width), lambda: iter(images), labels=known)
+
+    def read(wanted: Sequence[range]) -> Iterator[Sequence[Image]]:
+        return (list(images[places.start : places.stop]) for places in wanted)
+
+    return ImageSet(name, count, (height, width), read, labels=known)
 
 
-def _read_ahead(read: Callable[[Path], Image], paths: Sequence[Path]) -> Iterator[Image]:
-    """Decode files in order, a few ahead, by threads (Pillow lets go of the interpreter)."""
+def _read_ahead(
+    read: Callable[[Path], Image], paths: Sequence[Path], wanted: Sequence[range]
+) -> Iterator[Sequence[Image]]:
+    """Decode files range by range, a few ahead, by threads (Pillow lets go of the interpreter)."""
+    images = _decode_ahead(read, [paths[index] for places in wanted for index in places])
+    for places in wanted:
+        yield list(islice(images, len(places)))
+
+
+def _decode_ahead(read: Callable[[Path], Image], paths: Sequence[Path]) -> Iterator[Image]:
     pending: deque[Future[Image]] = deque()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:

@@ -85,7 +85,7 @@ class InceptionExtractor:
         )
         layers = ["2048", "logits_unbiased"] if weights.has_logits else ["2048"]
         self._network = _build(weights, layers).to(device)
-        self._device = torch.device(device)
+        self.device = torch.device(device)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -94,8 +94,8 @@ class InceptionExtractor:
         Always in full float32: TensorFloat-32 and autocast move the third digit of an FID.
         """
         exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-        with exact, torch.autocast(self._device.type, enabled=False):
-            features, *logits = self._network(images.to(self._device))
+        with exact, torch.autocast(self.device.type, enabled=False):
+            features, *logits = self._network(images.to(self.device))
         return features, logits[0] if logits else None
 
 

@@ -7,7 +7,7 @@ on the batch.
 Axes: B batch, N images, T latent positions, C latent channels, H W image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,9 +18,16 @@ from torch import Tensor
 from latentlm_core.config import Config
 from latentlm_core.data.base import Image
 from latentlm_core.data.media import to_tensor, to_uint8
+from latentlm_core.draws import Draws
 from latentlm_core.errors import DataError
 from latentlm_core.evaluation.distances import frechet_distance
-from latentlm_core.evaluation.features import FeatureExtractor, Moments, PixelHash, to_float64
+from latentlm_core.evaluation.features import (
+    FeatureExtractor,
+    Moments,
+    PixelHash,
+    image_digests,
+    to_float64,
+)
 from latentlm_core.evaluation.image_sets import ImageSet
 from latentlm_core.evaluation.images import FEW_IMAGES
 from latentlm_core.progress import SILENT, Progress
@@ -80,7 +87,7 @@ def evaluate_reconstruction(
     device: torch.device | str = "cpu",
     progress: Progress = SILENT,
 ) -> ReconstructionReport:
-    """Encode, decode and compare.
+    """Encode, decode and compare; the batches are shared among the processes.
 
     Args:
         tokenizer: in evaluation mode, on ``device``.
@@ -97,18 +104,23 @@ def evaluate_reconstruction(
     Raises:
         DataError: images that cannot be read or that the tokenizer cannot take; none at all.
     """
+
+    def compare(first: int, batch: Image) -> _Compared:
+        rebuilt, posterior = reconstruct(tokenizer, batch, first if draw else None, seed, device)
+        original = torch.from_numpy(batch).permute(0, 3, 1, 2).to(device)
+        sums = _compare(original, rebuilt, posterior, perceptual)
+        seen = [extractor(side)[0].cpu() for side in (original, rebuilt)] if extractor else []
+        return _Compared(image_digests(batch), sums, seen)
+
     pixels, tally = PixelHash(images.image_size), _Tally()
     rfid = _RFID(extractor) if extractor else None
     with progress.bar(f"reconstructing {images.name}", len(images), "images") as bar:
-        for batch in images.batches(batch_size):
-            pixels.add(batch)
-            first = tally.count if draw else None
-            rebuilt, posterior = reconstruct(tokenizer, batch, first, seed, device)
-            original = torch.from_numpy(batch).permute(0, 3, 1, 2).to(device)
-            tally.add(original, rebuilt, posterior, perceptual)
+        for compared in images.map_batches(batch_size, compare):
+            pixels.add(compared.digests)
+            tally.add(len(compared.digests), compared.sums)
             if rfid:
-                rfid.add(original, rebuilt)
-            bar.advance(len(batch))
+                rfid.add(compared.features)
+            bar.advance(len(compared.digests))
     values = tally.values()
     if rfid:
         values |= rfid.values()
@@ -191,46 +203,42 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return (luminance * structure).mean((1, 2, 3))
 
 
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """What becomes of a batch.
+
+    Attributes:
+        digests: of its images.
+        sums: of the figures that ``_compare`` names.
+        features: (B, D) of originals and reconstructions, if they are wanted.
+    """
+
+    digests: list[bytes]
+    sums: dict[str, float]
+    features: list[Tensor]
+
+
 @dataclass(slots=True)
 class _Tally:
     """Sums over images, and over elements of their latents."""
 
     count: int = 0
     sums: dict[str, float] = field(default_factory=dict)
-    num_elements: int = 0
-    sum_mu: float = 0.0
-    sum_mu_squared: float = 0.0
-    sum_noise_variance: float = 0.0
 
-    def add(
-        self,
-        original: Tensor,
-        rebuilt: Tensor,
-        posterior: LatentPosterior,
-        perceptual: Perceptual | None,
-    ) -> None:
-        self.count += len(original)
-        found = {"psnr": psnr(original, rebuilt), "ssim": ssim(original, rebuilt)}
-        if perceptual:
-            with torch.inference_mode():
-                pair = (image.float() / 127.5 - 1.0 for image in (original, rebuilt))
-                found["lpips"] = perceptual(*pair)
-        for name, each in found.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(to_float64(each).sum())
-        mu = to_float64(posterior.mean)
-        self.num_elements += mu.numel()
-        self.sum_mu += float(mu.sum())
-        self.sum_mu_squared += float(mu.square().sum())
-        noise = posterior.rule.noise_variance(posterior.log_variance)
-        self.sum_noise_variance += noise * mu.numel()
+    def add(self, count: int, sums: dict[str, float]) -> None:
+        self.count += count
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
     def values(self) -> dict[str, float]:
         if not self.count:
             raise DataError("There are no images to reconstruct.")
-        mean = self.sum_mu / self.num_elements
-        signal = max(self.sum_mu_squared / self.num_elements - mean**2, 0.0)
-        noise = self.sum_noise_variance / self.num_elements
-        values = {name: total / self.count for name, total in self.sums.items()}
+        elements = self.sums["elements"]
+        mean = self.sums["mu"] / elements
+        signal = max(self.sums["mu_squared"] / elements - mean**2, 0.0)
+        noise = self.sums["noise_variance"] / elements
+        known = ("psnr", "ssim", "lpips")
+        values = {name: self.sums[name] / self.count for name in known if name in self.sums}
         values["std_mean"] = signal**0.5
         values["std_latent"] = (signal + noise) ** 0.5
         if signal + noise > 0:
@@ -238,16 +246,37 @@ class _Tally:
         return values
 
 
+def _compare(
+    original: Tensor, rebuilt: Tensor, posterior: LatentPosterior, perceptual: Perceptual | None
+) -> dict[str, float]:
+    """Sums over a batch: of the images' figures, and over the elements of their latents."""
+    found = {"psnr": psnr(original, rebuilt), "ssim": ssim(original, rebuilt)}
+    if perceptual:
+        with torch.inference_mode():
+            pair = (image.float() / 127.5 - 1.0 for image in (original, rebuilt))
+            found["lpips"] = perceptual(*pair)
+    sums = {name: float(to_float64(each).sum()) for name, each in found.items()}
+    mu = to_float64(posterior.mean)
+    noise = posterior.rule.noise_variance(posterior.log_variance)
+    return sums | {
+        "elements": mu.numel(),
+        "mu": float(mu.sum()),
+        "mu_squared": float(mu.square().sum()),
+        "noise_variance": noise * mu.numel(),
+    }
+
+
 class _RFID:
     """Feature moments of originals and reconstructions."""
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         self._extractor = extractor
-        self._moments = (Moments(extractor.dims), Moments(extractor.dims))
+        dims, device = extractor.dims, extractor.device
+        self._moments = (Moments(dims, device), Moments(dims, device))
 
-    def add(self, original: Tensor, rebuilt: Tensor) -> None:
-        for moments, images in zip(self._moments, (original, rebuilt), strict=True):
-            moments.add(self._extractor(images)[0])
+    def add(self, features: Sequence[Tensor]) -> None:
+        for moments, rows in zip(self._moments, features, strict=True):
+            moments.add(rows)
 
     def values(self) -> dict[str, float]:
         ours, theirs = ((each.mean(), each.covariance()) for each in self._moments)
@@ -263,7 +292,7 @@ def _draw(posterior: LatentPosterior, first: int, seed: int) -> Tensor:
         one = slice(place, place + 1)
         log_variance = None if posterior.log_variance is None else posterior.log_variance[one]
         random = generator("reconstruction", seed, first + place, device=posterior.mean.device)
-        drawn.append(posterior.rule.draw(posterior.mean[one], log_variance, random))
+        drawn.append(posterior.rule.draw(posterior.mean[one], log_variance, Draws(random)))
     return torch.cat(drawn)
 
 

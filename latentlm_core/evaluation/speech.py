@@ -20,10 +20,11 @@ from pydantic import Field
 
 from latentlm_core.config import Config
 from latentlm_core.data.audio import read_audio
+from latentlm_core.data.base import Samples
 from latentlm_core.errors import DataError
 from latentlm_core.evaluation.recognition import Normaliser, Recogniser
 from latentlm_core.evaluation.speakers import Embedding, SpeakerEncoder
-from latentlm_core.evaluation.spoken_items import AudioHash, SpokenItem, listen
+from latentlm_core.evaluation.spoken_items import SpokenItem, listen
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.runtime import generator, versions
 
@@ -157,11 +158,12 @@ def word_errors(
     for item, reference in zip(items, references, strict=True):
         if not reference:
             raise DataError(f"The text {item.text!r} of {item.file} has no words to compare with.")
-    heard = AudioHash()
-    transcripts = []
-    for _, samples, sample_rate in listen(items, "recognising speech", progress):
-        heard.add(samples, sample_rate)
-        transcripts.append(recogniser.transcribe(samples, sample_rate))
+    transcripts, sha256 = listen(
+        items,
+        lambda _, samples, sample_rate: recogniser.transcribe(samples, sample_rate),
+        "recognising speech",
+        progress,
+    )
     hypotheses = [normalise(transcript) for transcript in transcripts]
     rows = _compare(items, transcripts, references, hypotheses)
     looping = sum(len(row.hypothesis.split()) > MANY_WORDS * row.num_words for row in rows)
@@ -174,7 +176,7 @@ def word_errors(
         protocol=SpeechProtocol(
             samples=str(items[0].file.parent),
             num_samples=len(items),
-            samples_sha256=heard.hexdigest(),
+            samples_sha256=sha256,
             recogniser=recogniser.name,
             normaliser=normalise.name,
             settings={"bootstrap_draws": BOOTSTRAP_DRAWS, "bootstrap_seed": seed},
@@ -200,19 +202,19 @@ def speaker_similarity(
     """
     if not any(item.prompt or item.original for item in items):
         raise DataError("No sample has a prompt or an original to compare its voice with.")
-    voices, heard = VoiceBook(encoder), AudioHash()
-    rows = []
-    for item, samples, sample_rate in listen(items, "comparing voices", progress):
-        heard.add(samples, sample_rate)
+    voices = VoiceBook(encoder)
+
+    def compare(item: SpokenItem, samples: Samples, sample_rate: int) -> SimRow:
         voice = encoder.embed(samples, sample_rate)
-        row = SimRow(
+        return SimRow(
             file=str(item.file),
             index=item.index,
             sim_prompt=cosine(voice, voices.find(item.prompt)),
             sim_original=cosine(voice, voices.find(item.original)),
             sim_recording=cosine(voices.find(item.original), voices.find(item.prompt)),
         )
-        rows.append(row)
+
+    rows, sha256 = listen(items, compare, "comparing voices", progress)
     values: dict[str, float] = {}
     warnings = []
     for name, wanted in (
@@ -233,7 +235,7 @@ def speaker_similarity(
         protocol=SpeechProtocol(
             samples=str(items[0].file.parent),
             num_samples=len(items),
-            samples_sha256=heard.hexdigest(),
+            samples_sha256=sha256,
             encoder=encoder.name,
             settings={},
             versions=speech_versions(),

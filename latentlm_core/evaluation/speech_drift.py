@@ -29,7 +29,7 @@ from latentlm_core.evaluation.speech import (
     cosine,
     speech_versions,
 )
-from latentlm_core.evaluation.spoken_items import AudioHash, SpokenItem, listen
+from latentlm_core.evaluation.spoken_items import SpokenItem, listen
 from latentlm_core.progress import SILENT, Progress
 
 NUM_PARTS = 5
@@ -108,7 +108,7 @@ def measure_drift(
     Raises:
         DataError: no samples, or audio that cannot be read.
     """
-    windows, heard = _compare_windows(items, encoder, window_seconds, progress)
+    windows, sha256 = _compare_windows(items, encoder, window_seconds, progress)
     settings = {"num_parts": num_parts, "window_seconds": window_seconds}
     return DriftReport(
         wer_parts=wer_by_part(understood.rows, num_parts),
@@ -116,7 +116,7 @@ def measure_drift(
         protocol=SpeechProtocol(
             samples=understood.protocol.samples,
             num_samples=len(items),
-            samples_sha256=heard.hexdigest(),
+            samples_sha256=sha256,
             recogniser=understood.protocol.recogniser,
             normaliser=understood.protocol.normaliser,
             encoder=encoder.name,
@@ -161,23 +161,26 @@ def _error_places(chunks: Sequence[Any]) -> Iterator[int]:
 
 def _compare_windows(
     items: Sequence[SpokenItem], encoder: SpeakerEncoder, seconds: float, progress: Progress
-) -> tuple[tuple[SimWindow, ...], AudioHash]:
-    voices, heard = VoiceBook(encoder), AudioHash()
-    found = []
-    for item, samples, sample_rate in listen(items, "comparing voices", progress):
-        heard.add(samples, sample_rate)
+) -> tuple[tuple[SimWindow, ...], str]:
+    """Similarities of all windows, and the hash of the audio."""
+    voices = VoiceBook(encoder)
+
+    def compare(item: SpokenItem, samples: Samples, sample_rate: int) -> list[SimWindow]:
         prompt = voices.find(item.prompt)
         if prompt is None:
-            continue
-        for start, window in _windows(samples, round(seconds * sample_rate)):
-            row = SimWindow(
+            return []
+        return [
+            SimWindow(
                 file=str(item.file),
                 index=item.index,
                 start_seconds=start / sample_rate,
                 sim_prompt=cosine(encoder.embed(window, sample_rate), prompt),
             )
-            found.append(row)
-    return tuple(found), heard
+            for start, window in _windows(samples, round(seconds * sample_rate))
+        ]
+
+    found, sha256 = listen(items, compare, "comparing voices", progress)
+    return tuple(row for rows in found for row in rows), sha256
 
 
 def _windows(samples: Samples, size: int) -> Iterator[tuple[int, Samples]]:

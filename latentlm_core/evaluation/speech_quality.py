@@ -30,7 +30,8 @@ from latentlm_core.data.audio import resample
 from latentlm_core.data.base import Samples
 from latentlm_core.errors import DataError, MissingExtraError
 from latentlm_core.evaluation.speech import speech_versions
-from latentlm_core.evaluation.spoken_items import AudioHash, is_silent
+from latentlm_core.evaluation.spoken_items import AudioHash, audio_digest, is_silent
+from latentlm_core.processes import current
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.tokenizers.mel import MelDistance
 
@@ -115,8 +116,9 @@ def reconstruction_quality(
     """Compare reconstructions with their originals, one pair after the other.
 
     Args:
-        pairs: recordings; each is let go of after it was compared.
-        num_pairs: how many there are.
+        pairs: recordings, this process's own ones (``processes.current().own``) of several; each is
+            let go of after it was compared.
+        num_pairs: how many there are in all.
         sample_rate: of both sides, in Hz.
         metrics: which measures.
         progress: hears of the pass and of the warnings.
@@ -126,19 +128,26 @@ def reconstruction_quality(
         MissingExtraError: the package of a measure is not installed.
     """
     measures = {name: _load(name, sample_rate) for name in metrics}
+
+    def compare(pair: AudioPair) -> tuple[bytes, bytes, QualityRow]:
+        if len(pair.original) != len(pair.rebuilt):
+            raise DataError(
+                f"{pair.file} has {len(pair.original)} samples, its reconstruction "
+                f"{len(pair.rebuilt)}; they must be equally long."
+            )
+        original, other = (
+            audio_digest(side, sample_rate) for side in (pair.original, pair.rebuilt)
+        )
+        scores = {name: run(pair.original, pair.rebuilt) for name, run in measures.items()}
+        return original, other, QualityRow.model_validate({"file": pair.file} | scores)
+
     originals, rebuilt = AudioHash(), AudioHash()
     rows = []
     with progress.bar("comparing recordings", num_pairs, "files") as bar:
-        for pair in pairs:
-            if len(pair.original) != len(pair.rebuilt):
-                raise DataError(
-                    f"{pair.file} has {len(pair.original)} samples, its reconstruction "
-                    f"{len(pair.rebuilt)}; they must be equally long."
-                )
-            originals.add(pair.original, sample_rate)
-            rebuilt.add(pair.rebuilt, sample_rate)
-            scores = {name: run(pair.original, pair.rebuilt) for name, run in measures.items()}
-            rows.append(QualityRow.model_validate({"file": pair.file} | scores))
+        for original, other, row in current().merged(map(compare, pairs)):
+            originals.add(original)
+            rebuilt.add(other)
+            rows.append(row)
             bar.advance()
     if not rows:
         raise DataError("There are no recordings to compare.")

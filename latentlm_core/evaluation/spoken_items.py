@@ -7,10 +7,11 @@ known ``prompt`` (whose voice it should have), ``prompt_text`` (what is said the
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,8 +20,10 @@ from latentlm_core.data.audio import USUAL_LIMITS, read_audio, root_mean_square
 from latentlm_core.data.base import Samples
 from latentlm_core.errors import ArtifactError, CorruptFileError, DataError
 from latentlm_core.files import write_text
+from latentlm_core.processes import current
 from latentlm_core.progress import Progress
 
+Made = TypeVar("Made")
 SAMPLES_FILE = "samples.jsonl"
 
 
@@ -74,19 +77,39 @@ def read_spoken_items(samples: Path) -> list[SpokenItem]:
 
 
 def listen(
-    items: Sequence[SpokenItem], label: str, progress: Progress
-) -> Iterator[tuple[SpokenItem, Samples, int]]:
-    """Every sample with its audio (S,) and rate in Hz, one after the other.
+    items: Sequence[SpokenItem],
+    judge: Callable[[SpokenItem, Samples, int], Made],
+    label: str,
+    progress: Progress,
+) -> tuple[list[Made], str]:
+    """What a judge says of each sample; processes (``processes.current``) take them in turn.
+
+    Args:
+        items: samples.
+        judge: from a sample, its audio (S,) and its rate in Hz to something that pickles.
+        label: of the bar.
+        progress: hears of the pass.
+
+    Returns:
+        what was said, in the order of the items, and the ``AudioHash`` of their audio.
 
     Raises:
         DataError: there are none, or one cannot be read.
     """
     if not items:
         raise DataError("There are no samples to listen to.")
+
+    def hear(item: SpokenItem) -> tuple[bytes, Made]:
+        samples, sample_rate = read_audio(item.file, str(item.file))
+        return audio_digest(samples, sample_rate), judge(item, samples, sample_rate)
+
+    said, heard = [], AudioHash()
     with progress.bar(label, len(items), "files") as bar:
-        for item in items:
-            yield item, *read_audio(item.file, str(item.file))
+        for digest, one in current().shared(hear, items):
+            heard.add(digest)
+            said.append(one)
             bar.advance()
+    return said, heard.hexdigest()
 
 
 def is_silent(samples: Samples) -> bool:
@@ -95,19 +118,25 @@ def is_silent(samples: Samples) -> bool:
 
 
 class AudioHash:
-    """SHA-256 over decoded audio: rate, length and float32 values of each recording in order."""
+    """SHA-256 over decoded audio: the ``audio_digest`` of each recording in order."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add(self, samples: Samples, sample_rate: int) -> None:
-        """Take in one recording (S,)."""
-        self._hash.update(f"float32 {sample_rate} {len(samples)};".encode())
-        self._hash.update(np.ascontiguousarray(samples, np.float32).data)
+    def add(self, digest: bytes) -> None:
+        """Take in one recording by its digest."""
+        self._hash.update(digest)
 
     def hexdigest(self) -> str:
         """The hash so far."""
         return self._hash.hexdigest()
+
+
+def audio_digest(samples: Samples, sample_rate: int) -> bytes:
+    """SHA-256 of a recording (S,): rate, length and float32 values."""
+    found = hashlib.sha256(f"float32 {sample_rate} {len(samples)};".encode())
+    found.update(np.ascontiguousarray(samples, np.float32).data)
+    return found.digest()
 
 
 def write_scores(path: Path, rows: Iterable[Config]) -> None:
@@ -161,6 +190,6 @@ def _find(row: dict[str, Any], key: str, folder: Path, where: str) -> Path | Non
     if not isinstance(name, str):
         raise CorruptFileError(f"{where}: `{key}` must be the path of a file, not {name!r:.40}.")
     path = folder / name
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{where}: there is no file {path} for `{key}`.")
     return path

@@ -3,6 +3,7 @@
     train_vae     images or speech     => runs/NAME      a sigma-VAE
     tokenize      the same, sigma-VAE  => latents/NAME   raw latents in shards
     train_lm      latents              => runs/NAME      a LatentLM or a DiT
+    distill       model, latents       => runs/NAME      the same, drawing in a few steps
     sample        model                => samples/NAME   images
     speak         model, text, voice   => samples/NAME   speech
     write         model, prompt        => samples/NAME   text and images
@@ -13,6 +14,7 @@
 Each takes plain values, does the whole work, tells ``progress`` about it and returns a ``Result``.
 """
 
+from latentlm_core.workflows.distill import distill
 from latentlm_core.workflows.doctor import doctor
 from latentlm_core.workflows.evaluate import (
     evaluate_reconstruction,
@@ -33,6 +35,7 @@ from latentlm_core.workflows.train_vae import train_vae
 from latentlm_core.workflows.write import write
 
 __all__ = [
+    "distill",
     "doctor",
     "evaluate_captions",
     "evaluate_drift",

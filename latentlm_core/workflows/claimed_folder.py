@@ -1,10 +1,32 @@
-"""A folder of samples that belongs to one set of settings."""
+"""A folder of samples that belongs to one set of settings.
 
+Several processes fill it together: the main one holds and claims it, looks at what is there, and
+writes what stands beside the samples; each writes the samples of its own batches.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latentlm_core.errors import ArtifactError
-from latentlm_core.files import read_json, write_json
+from latentlm_core.files import locked, read_json, write_json
+from latentlm_core.processes import Processes
+from latentlm_core.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples that are drawn together.
+
+    Attributes:
+        indices: all of them.
+        missing: those that are not there yet.
+    """
+
+    indices: range
+    missing: frozenset[int]
 
 
 class ClaimedFolder:
@@ -19,10 +41,29 @@ class ClaimedFolder:
     """Of the samples' files."""
     others: tuple[str, ...] = ()
     """Suffixes of what is written beside them."""
+    unit = "samples"
+    """What a bar counts."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
         self.settings = settings
+
+    @contextmanager
+    def held(self, processes: Processes) -> Iterator[None]:
+        """Inside the block the folder is claimed, and the main process's.
+
+        Raises:
+            BusyError: another command is writing it.
+            ArtifactError: as ``claim``, or this process found another model than the main one.
+        """
+        with processes.in_main(locked(self.path)):
+            processes.once(self.claim)
+            if processes.agree(self.settings) != self.settings:
+                raise ArtifactError(
+                    f"The main process has other settings of {self.path}: the processes must see "
+                    "the same models and data."
+                )
+            yield
 
     def claim(self) -> None:
         """Take the folder for these settings.
@@ -45,6 +86,33 @@ class ClaimedFolder:
         """Which of the first ``count`` samples are not there yet."""
         return [index for index in range(count) if not self.file(index).is_file()]
 
+    @contextmanager
+    def unmade(
+        self, count: int, size: int, processes: Processes, told: Progress, label: str
+    ) -> Iterator[Iterator[Batch]]:
+        """This process's batches of the first ``count`` samples; the block ends when all are made.
+
+        A batch has fixed places, so a sample is drawn beside the same ones however often the
+        command was interrupted and whoever draws it.
+
+        Args:
+            count: samples in all.
+            size: of a batch.
+            processes: who take the batches in turn.
+            told: hears of the samples.
+            label: of the bar.
+        """
+        missing = processes.once(lambda: self.missing(count))
+        wanted = _batches(missing, count, size)
+        with processes.bar(told, label, count, self.unit, count - len(missing)) as bar:
+
+            def own() -> Iterator[Batch]:
+                for batch in processes.own(wanted):
+                    yield batch
+                    bar.advance(len(batch.missing))
+
+            yield own()
+
     def _refuse_strangers(self) -> None:
         for suffix in (self.suffix, *self.others):
             if any(self.path.glob(f"*{suffix}")):
@@ -60,6 +128,18 @@ class ClaimedFolder:
         differing = [name for name in names if found.get(name) != self.settings.get(name)]
         if differing:
             raise ArtifactError(
-                f"{self.path} holds samples of other settings ({', '.join(differing)} differ).",
+                f"{self.path} holds samples of other settings ({', '.join(differing)} differ in "
+                "its settings.json).",
                 hint="Use another --out.",
             )
+
+
+def _batches(missing: Sequence[int], count: int, size: int) -> list[Batch]:
+    """The batches of ``size`` places in which something is missing."""
+    wanted: dict[int, list[int]] = {}
+    for index in missing:
+        wanted.setdefault(index // size * size, []).append(index)
+    return [
+        Batch(range(start, min(start + size, count)), frozenset(own))
+        for start, own in wanted.items()
+    ]

@@ -16,6 +16,8 @@ from latentlm_core.artifacts import export_kind
 from latentlm_core.data.manifest import MANIFEST
 from latentlm_core.data.mixture import TEXT, is_mix, parse_mix
 from latentlm_core.data.partial import PROGRESS
+from latentlm_core.data.remote import is_url
+from latentlm_core.data.streamed_tables import STREAM
 from latentlm_core.errors import ArtifactError, CorruptFileError, did_you_mean
 from latentlm_core.files import CONFIG_FILE, WEIGHTS_FILE, read_json
 from latentlm_core.progress import SILENT, Progress
@@ -28,7 +30,7 @@ from latentlm_core.workflows.doctor_run import check_run
 from latentlm_core.workflows.findings import Finding, within
 from latentlm_core.workflows.workspace import EXPORT, find_place, workspace
 
-PREFIXES = (*(name for kind in KINDS for name in kind.names), "folder", "hf")
+PREFIXES = (*(name for kind in KINDS for name in kind.names), "folder", "hf", "stream")
 """What the name of a data set begins with."""
 PLACES = ("runs", "latents")
 """Folders of the workspace in which a name is looked up."""
@@ -52,6 +54,11 @@ def doctor(*, target: str | None = None, progress: Progress = SILENT) -> Result:
     """
     if target is None:
         return _result("Machine", check_machine())
+    if is_url(target) and not target.startswith(STREAM):
+        raise ArtifactError(
+            f"{target} is a URL, and doctor examines what is on this machine.",
+            hint=f"Of a latent set, train-lm checks each shard as it comes. Data: stream:{target}",
+        )
     folder = _find(target)
     if folder is None and is_mix(target):
         return _result(f"Mix {target}", _check_mix(target, progress))

@@ -1,7 +1,8 @@
 """``latentlm eval``: samples or a sigma-VAE => figures with their protocol.
 
 A report is written beside what it measures, as ``evaluation/NAME.json``, with the sha256 of the
-weights that were measured.
+weights that were measured. Several processes share the batches; each has all figures then, and the
+main one writes the report.
 """
 
 from collections.abc import Sequence
@@ -16,16 +17,18 @@ from latentlm_core.evaluation.images import FEW_IMAGES, ImageReport, Metric, eva
 from latentlm_core.evaluation.reconstruction import evaluate_reconstruction as reconstruct
 from latentlm_core.evaluation.statistics import reference_statistics
 from latentlm_core.files import read_json, write_json
+from latentlm_core.processes import PATIENCE, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.report import finite
 from latentlm_core.result import Result
 from latentlm_core.runtime import resolve_device
-from latentlm_core.workflows.evaluate_speech import name_of_held_out, reconstruct_speech
 from latentlm_core.workflows.judges import find_extractor, find_lpips, find_reference, lpips_record
+from latentlm_core.workflows.reconstruct_speech import name_of_held_out, reconstruct_speech
 from latentlm_core.workflows.reports import EVALUATION, report_folder
 from latentlm_core.workflows.workspace import find_export, find_samples
 
 
+@joined(PATIENCE)
 def evaluate_samples(
     *,
     metrics: Sequence[Metric],
@@ -64,10 +67,11 @@ def evaluate_samples(
     ours = open_images(path)
     if num_samples is not None:
         ours = ours.first(num_samples)
-    network = find_extractor(extractor, weights, offline, "is" in metrics, device, progress)
     theirs = None
-    if set(metrics) != {"is"}:
-        theirs = find_reference(reference or _origin(path, settings), ours.image_size, progress)
+    with current().main_first():
+        network = find_extractor(extractor, weights, offline, "is" in metrics, device, progress)
+        if set(metrics) != {"is"}:
+            theirs = find_reference(reference or _origin(path, settings), ours.image_size, progress)
     report = evaluate_images(
         metrics, ours, theirs, network, batch_size=batch_size, progress=progress
     )
@@ -76,6 +80,7 @@ def evaluate_samples(
     return _reported(name, report, settings, where)
 
 
+@joined(PATIENCE)
 def evaluate_reconstruction(
     *,
     data: str,
@@ -118,7 +123,9 @@ def evaluate_reconstruction(
         LatentLMError: anything that the user can mend.
     """
     where = resolve_device(device)
-    tokenizer = load_tokenizer(find_export(vae, "sigma-vae", progress), where)
+    with current().main_first():
+        export = find_export(vae, "sigma-vae", progress)
+    tokenizer = load_tokenizer(export, where)
     if tokenizer.model.modality == "speech":
         if extractor != "inception" or weights is not None:
             raise ConfigError(
@@ -142,14 +149,15 @@ def evaluate_reconstruction(
             "--recogniser, --normaliser and --encoder are for speech; this is a tokenizer of "
             "images."
         )
-    source, part = _open_split(data, split)
-    network = (
-        None
-        if extractor == "none"
-        else find_extractor(extractor, weights, offline, False, device, progress)
-    )
+    with current().main_first():
+        source, part = _open_split(data, split)
+        network = (
+            None
+            if extractor == "none"
+            else find_extractor(extractor, weights, offline, False, device, progress)
+        )
+        perceptual = find_lpips(offline, where, progress)
     images = image_source(spread(source, num_samples), tokenizer.model.image_size, progress)
-    perceptual = find_lpips(offline, where, progress)
     report = reconstruct(
         tokenizer.model,
         images,
@@ -171,11 +179,12 @@ def evaluate_reconstruction(
         "warnings": warnings,
     }
     path = out or report_folder(tokenizer.folder, vae) / "recon.json"
-    write_json(path, finite(details))
+    current().once(lambda: write_json(path, finite(details)))
     figures = dict(report.values) | {"images": report.num_images, "split": part}
     return Result("Reconstruction", figures, {"report": str(path)}, details)
 
 
+@joined(PATIENCE)
 def make_statistics(
     *,
     data: str,
@@ -208,10 +217,12 @@ def make_statistics(
     Raises:
         LatentLMError: anything that the user can mend.
     """
-    network = find_extractor(extractor, weights, offline, False, device, progress)
-    images = image_source(spread(open_source(data, split), num_samples), image_size, progress)
+    with current().main_first():
+        network = find_extractor(extractor, weights, offline, False, device, progress)
+        source = open_source(data, split)
+    images = image_source(spread(source, num_samples), image_size, progress)
     made = reference_statistics(images, network, batch_size=batch_size, progress=progress)
-    made.save(out)
+    current().once(lambda: made.save(out))
     if made.num is not None and made.num < FEW_IMAGES:
         progress.warn(
             f"Distances to statistics of {made.num} images, fewer than {FEW_IMAGES}, are biased."
@@ -258,7 +269,7 @@ def _reported(
         "model_sha256": settings and settings.get("model_sha256"),
         "samples_settings": settings,
     }
-    write_json(path, finite(details))
+    current().once(lambda: write_json(path, finite(details)))
     figures = dict(report.values) | {
         "num_samples": report.protocol.num_samples,
         "reference": report.protocol.reference,

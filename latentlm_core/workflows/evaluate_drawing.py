@@ -12,6 +12,7 @@ from latentlm_core.evaluation.digit_checker import DigitChecker
 from latentlm_core.evaluation.image_sets import ImageSet, image_folder
 from latentlm_core.evaluation.images import evaluate_images
 from latentlm_core.files import read_json, write_json, write_text
+from latentlm_core.processes import PATIENCE, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.report import finite
 from latentlm_core.result import Result
@@ -21,6 +22,7 @@ from latentlm_core.workflows.reports import EVALUATION
 from latentlm_core.workflows.workspace import find_samples, workspace
 
 
+@joined(PATIENCE)
 def evaluate_text_to_image(
     *,
     samples: str | None = None,
@@ -57,6 +59,8 @@ def evaluate_text_to_image(
     """
     folder = find_samples(samples, progress)
     settings = read_json(folder / "settings.json")
+    if not isinstance(settings, dict):
+        raise CorruptFileError(f"{folder / 'settings.json'} is not an object.")
     images, prompts = image_folder(folder), _prompts(folder)
     if len(images) != len(prompts):
         raise DataError(
@@ -65,9 +69,10 @@ def evaluate_text_to_image(
     values: dict[str, Any] = {"images": len(images)}
     details: dict[str, Any] = {"metric": "text-to-image", "samples_settings": settings}
     if extractor != "none":
-        network = find_extractor(extractor, weights, offline, False, device, progress)
         known = reference or settings.get("data")
-        theirs = find_reference(str(known), images.image_size, progress)
+        with current().main_first():
+            network = find_extractor(extractor, weights, offline, False, device, progress)
+            theirs = find_reference(str(known), images.image_size, progress)
         distances = evaluate_images(
             ("fid",), images, theirs, network, batch_size=batch_size, progress=progress
         )
@@ -84,7 +89,7 @@ def evaluate_text_to_image(
         "values": values,
     }
     path = out or folder / EVALUATION / "t2i.json"
-    write_json(path, finite(details))
+    current().once(lambda: write_json(path, finite(details)))
     return Result("Text to image", values, {"report": str(path)}, details)
 
 
@@ -97,7 +102,7 @@ def _prompts(folder: Path) -> list[str]:
     try:
         rows = [json.loads(line) for line in (folder / "samples.jsonl").read_bytes().splitlines()]
         prompts = [row["prompt"] for row in rows if row["file"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         prompts = []
     if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise CorruptFileError(
@@ -117,7 +122,8 @@ def _clip(
     progress: Progress,
 ) -> float | None:
     try:
-        encoder = load_clip(name, offline=offline, device=resolve_device(device))
+        with current().main_first():
+            encoder = load_clip(name, offline=offline, device=resolve_device(device))
     except (MissingExtraError, ArtifactError) as error:
         progress.note(f"The CLIP score is left out. {error}")
         return None
@@ -135,7 +141,8 @@ def _check(
     progress: Progress,
 ) -> dict[str, float]:
     """Agreement of coloured digits with their prompts, by the checker of the workspace."""
-    checker = digit_checker(device, progress)
+    with current().main_first():
+        checker = digit_checker(device, progress)
     scenes = [scene for prompt in prompts if (scene := parse_caption(prompt)) is not None]
     batches = images.batches(len(images))
     readings = checker.read(next(batches), scenes)
@@ -150,7 +157,7 @@ def _check(
         for place, prompt in enumerate(prompts)
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_text(folder / EVALUATION / "t2i-checked.jsonl", text)
+    current().once(lambda: write_text(folder / EVALUATION / "t2i-checked.jsonl", text))
     details["checker"] = {
         "name": ColouredDigitSource.name,
         "digit_accuracy": checker.classifier.config.test_accuracy,

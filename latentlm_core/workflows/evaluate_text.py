@@ -15,6 +15,7 @@ from latentlm_core.evaluation.perplexity import TextLoss, score_text
 from latentlm_core.files import write_json
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.models.transfusion import Transfusion
+from latentlm_core.processes import PATIENCE, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.report import finite
 from latentlm_core.result import Result
@@ -24,6 +25,7 @@ from latentlm_core.workflows.workspace import find_export
 from latentlm_core.workflows.writing import Writing
 
 
+@joined(PATIENCE)
 def evaluate_perplexity(
     *,
     data: str,
@@ -39,7 +41,7 @@ def evaluate_perplexity(
 
     A document longer than those that the model has seen is read in stretches of that length; each
     begins where the one before ends, so every token is predicted once, those at a beginning with
-    less context.
+    less context. Several processes share the batches of stretches.
 
     Args:
         data: a set of texts, as ``data.texts`` opens it; ``text:`` in front of it is left off.
@@ -54,11 +56,15 @@ def evaluate_perplexity(
     Raises:
         LatentLMError: anything that the user can mend.
     """
+    processes = current()
     where = resolve_device(device)
-    loaded = load_generator(find_export(model, "generator", progress), where)
-    writing = Writing.of(loaded, None, where, progress)
     spec = data.removeprefix("text:")
-    items = open_texts(spec, split)[:num_samples]
+    with processes.main_first():
+        export = find_export(model, "generator", progress)
+    loaded = load_generator(export, where)
+    writing = Writing.of(loaded, None, where, progress)
+    with processes.main_first():
+        items = open_texts(spec, split)[:num_samples]
     if not items:
         raise DataError(f"{spec} has no documents in its split {split!r}.")
     stretches = [
@@ -66,15 +72,21 @@ def evaluate_perplexity(
         for number, item in enumerate(items)
         for stretch in writing.format.stretches(item.text, item.key, writing.max_length)
     ]
+
+    def read(start: int) -> list[tuple[int, float, int]]:
+        batch = stretches[start : start + batch_size]
+        costs = _costs(writing.model, [document for _, document in batch], where)
+        pairs = zip(batch, costs, strict=True)
+        return [(number, float(cost.sum()), len(cost)) for (number, _), cost in pairs]
+
     nats, tokens = [0.0] * len(items), [0] * len(items)
+    starts = range(0, len(stretches), batch_size)
     with progress.bar("reading", len(stretches), "stretches") as bar, evaluating(writing.model):
-        for start in range(0, len(stretches), batch_size):
-            batch = stretches[start : start + batch_size]
-            costs = _costs(writing.model, [document for _, document in batch], where)
-            for (number, _), cost in zip(batch, costs, strict=True):
-                nats[number] += float(cost.sum())
-                tokens[number] += len(cost)
-            bar.advance(len(batch))
+        for found in processes.shared(read, starts):
+            for number, cost, count in found:
+                nats[number] += cost
+                tokens[number] += count
+            bar.advance(len(found))
     score = score_text(
         [
             TextLoss(nat, count, len(item.text.encode("utf-8", "replace")))
@@ -96,7 +108,7 @@ def evaluate_perplexity(
     }
     name = report_name("ppl", spec, split, num_samples)
     path = out or report_folder(loaded.folder, model) / name
-    write_json(path, finite(details))
+    processes.once(lambda: write_json(path, finite(details)))
     return Result("Perplexity", score.to_dict(), {"report": str(path)}, details)
 
 

@@ -14,6 +14,7 @@ from latentlm_core.errors import DataError
 from latentlm_core.evaluation.answers import normalise_answer, score_answers
 from latentlm_core.evaluation.captions import cider_scores, is_exact
 from latentlm_core.files import write_json, write_text
+from latentlm_core.processes import PATIENCE, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.report import finite
 from latentlm_core.result import Result
@@ -44,6 +45,7 @@ class Asked:
     references: tuple[str, ...]
 
 
+@joined(PATIENCE)
 def evaluate_captions(
     *,
     data: str,
@@ -91,6 +93,7 @@ def evaluate_captions(
     return judge.report("caption", values, rows, out)
 
 
+@joined(PATIENCE)
 def evaluate_vqa(
     *,
     data: str,
@@ -155,25 +158,36 @@ class _Judge:
         self._num_samples, self._seed = num_samples, seed
         self._device = resolve_device(device)
         self._progress = progress
-        self._loaded = load_generator(find_export(model, "generator", progress), self._device)
+        with current().main_first():
+            export = find_export(model, "generator", progress)
+        self._loaded = load_generator(export, self._device)
         self._writing = Writing.of(self._loaded, None, self._device, progress)
 
     def ask(self, asked: Sequence[Asked], what: str, batch_size: int) -> list[str]:
-        """What the model says, greedily; ``what`` is asked for, captions or questions."""
+        """What the model says, greedily; ``what`` is asked for, captions or questions.
+
+        Several processes take the batches in turn.
+        """
         if not asked:
             raise DataError(f"{self._data} has no {what} in its split {self._split!r}.")
         writing = self._writing
         engine = writing.engine(self._loaded.config.sampler, TextSamplerConfig())
-        said: list[str] = []
+
+        def ask(start: int) -> list[str]:
+            batch = [one.task for one in asked[start : start + batch_size]]
+            indices = range(start, start + len(batch))
+            said = []
+            for continuation in writing.write(engine, batch, indices, self._seed):
+                words = [piece for piece in continuation.pieces if isinstance(piece, tuple)]
+                said.append("".join(map(writing.text.decode, words)).strip())
+            return said
+
+        answers: list[str] = []
         with self._progress.bar("asking", len(asked), what) as bar:
-            for start in range(0, len(asked), batch_size):
-                batch = [one.task for one in asked[start : start + batch_size]]
-                indices = range(start, start + len(batch))
-                for continuation in writing.write(engine, batch, indices, self._seed):
-                    words = [piece for piece in continuation.pieces if isinstance(piece, tuple)]
-                    said.append("".join(map(writing.text.decode, words)).strip())
-                bar.advance(len(batch))
-        return said
+            for said in current().shared(ask, range(0, len(asked), batch_size)):
+                answers += said
+                bar.advance(len(said))
+        return answers
 
     def report(
         self,
@@ -201,14 +215,16 @@ class _Judge:
         name = report_name(metric, self._data, self._split, self._num_samples)
         path = out or report_folder(self._loaded.folder, self._model) / name
         table = path.with_suffix(".jsonl")
-        write_text(table, "".join(json.dumps(row) + "\n" for row in rows))
-        write_json(path, finite(details))
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        current().once(lambda: write_text(table, lines))
+        current().once(lambda: write_json(path, finite(details)))
         files = {"report": str(path), "rows": str(table)}
         return Result(f"{metric} of {self._data}", values, files, details)
 
 
 def _examples(data: str, split: str, count: int | None) -> Sequence[Example]:
-    source = spread(open_source(data, split), count)
+    with current().main_first():
+        source = spread(open_source(data, split), count)
     return [source[index] for index in range(len(source))]
 
 

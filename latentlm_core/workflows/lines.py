@@ -20,6 +20,7 @@ from latentlm_core.data.base import Clip, SpeechSource
 from latentlm_core.data.folders import read_beside
 from latentlm_core.data.speech_sources import open_speech, pair_reference
 from latentlm_core.errors import DataError
+from latentlm_core.processes import current
 from latentlm_core.progress import Progress
 from latentlm_core.tokenizers.text import has_content
 from latentlm_core.workflows.speaking import Line
@@ -92,7 +93,8 @@ class ProtocolLines(Sequence[Line]):
         limits: ClipLimits,
         progress: Progress,
     ) -> None:
-        self._source: SpeechSource = open_speech(data, split)
+        with current().main_first():
+            self._source: SpeechSource = open_speech(data, split)
         self._is_prefix = protocol == "3s-prefix"
         shortest, longest = seconds or (0.0, float("inf"))
         shortest = max(shortest, PREFIX_SECONDS if self._is_prefix else 0.0)

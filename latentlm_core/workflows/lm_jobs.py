@@ -13,6 +13,7 @@ from latentlm_core.artifacts import SpeechBounds
 from latentlm_core.data.mixture import MultimodalDataConfig
 from latentlm_core.data.packing import LatentDataConfig, LatentStream
 from latentlm_core.data.shards import LatentSet
+from latentlm_core.data.streamed_tables import STREAM
 from latentlm_core.data.utterances import SpeechDataConfig, SpeechSequences, transcripts
 from latentlm_core.errors import ConfigError
 from latentlm_core.models.dit import DiTSize
@@ -236,7 +237,7 @@ _TRANSFUSION = "A Transfusion learns from text and images; name a recipe whose d
 def _origin(latents: LatentSet, text: TextTokenizer | None) -> dict[str, Any]:
     manifest = latents.manifest
     return {
-        "latents": manifest.name,
+        "latents": manifest.name if latents.blocks is None else f"{STREAM}{manifest.name}",
         "data": manifest.data,
         "statistics": manifest.statistics.to_dict(),
         "tokenizer_sha256": manifest.tokenizer_sha256,

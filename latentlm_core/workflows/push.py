@@ -9,9 +9,9 @@ from latentlm_core.files import (
     CONFIG_FILE,
     TOKENIZER_FOLDER,
     WEIGHTS_FILE,
-    read_json,
+    read_sealed_json,
     sha256_file,
-    write_json,
+    write_sealed_json,
     write_text,
 )
 from latentlm_core.hub import model_card, public, repository_name, upload
@@ -46,7 +46,7 @@ def push(
         if export_kind(export) == "generator":
             _copy(export / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER)
         reports = reports_of(export, sha256_file(folder / WEIGHTS_FILE), progress)
-        card = model_card(read_json(folder / CONFIG_FILE), reports, repo_id)
+        card = model_card(read_sealed_json(folder / CONFIG_FILE), reports, repo_id)
         write_text(folder / "README.md", card)
         address = upload(folder, repo_id, private)
     figures = {"address": address, "kind": export_kind(export), "reports": len(reports)}
@@ -59,5 +59,6 @@ def _copy(export: Path, target: Path) -> None:
         if not (export / name).is_file():
             raise ArtifactError(f"{export} cannot be published: it has no {name}.")
     copy_export(export, target)
-    config = read_json(export / CONFIG_FILE)
-    write_json(target / CONFIG_FILE, config | {"provenance": public(config.get("provenance", {}))})
+    config = read_sealed_json(export / CONFIG_FILE)
+    published = config | {"provenance": public(config.get("provenance", {}))}
+    write_sealed_json(target / CONFIG_FILE, published)

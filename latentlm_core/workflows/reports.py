@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from latentlm_core.errors import ArtifactError, CorruptFileError
+from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError
 from latentlm_core.files import read_json
 from latentlm_core.hub import is_report
 from latentlm_core.progress import Progress
@@ -39,6 +39,13 @@ def report_name(metric: str, data: str, split: str, num_samples: int | None) -> 
     part = [] if split == "test" else [split]
     count = [] if num_samples is None else [str(num_samples)]
     return f"{'-'.join([metric, slug(data), *part, *count])}.json"
+
+
+def report_file(out: Path | None, otherwise: Path) -> Path:
+    """Where a report goes; its scores and its page lie beside it under the same stem."""
+    if out is not None and out.suffix != ".json":
+        raise ConfigError(f"The report {out} must be a .json file.", hint=f"Say --out {out}.json")
+    return out or otherwise
 
 
 def reports_of(export: Path, sha256: str, progress: Progress) -> list[dict[str, Any]]:

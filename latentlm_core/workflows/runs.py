@@ -1,16 +1,26 @@
 """What both kinds of training runs share: names, provenance, figures."""
 
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from latentlm_core.data.base import SkippedItem
 from latentlm_core.data.sources import attribution
+from latentlm_core.errors import CorruptFileError
+from latentlm_core.files import CONFIG_FILE, read_json, write_json
+from latentlm_core.processes import current
 from latentlm_core.progress import Progress
-from latentlm_core.recipes import LMRecipe, VAERecipe
+from latentlm_core.recipes import DistillRecipe, LMRecipe, VAERecipe
 from latentlm_core.runtime import machine, versions
 from latentlm_core.training.trainer import TrainResult
 from latentlm_core.workflows.workspace import EXPORT, slug
+
+TRAINING_PATIENCE = timedelta(hours=2)
+"""How long a process of a run waits for another: one of them may download a data set first."""
 
 
 def default_recipe(data: str, known: tuple[str, ...], otherwise: str, progress: Progress) -> str:
@@ -34,7 +44,7 @@ def run_name(kind: str, data: str, recipe: str | None) -> str:
     return f"{kind}-{slug(data)}" + (f"-{slug(Path(recipe).stem)}" if recipe else "")
 
 
-def decisive(recipe: VAERecipe | LMRecipe) -> dict[str, Any]:
+def decisive(recipe: VAERecipe | LMRecipe | DistillRecipe) -> dict[str, Any]:
     """What a resumed run must have in common with its start, besides trainer and optimizers."""
     indifferent: dict[str, Any] = {
         "trainer": True,
@@ -46,9 +56,34 @@ def decisive(recipe: VAERecipe | LMRecipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude=indifferent)
 
 
-def is_exported(result: TrainResult, folder: Path) -> bool:
-    """Whether a run was finished before this call, its export included."""
-    return result.resumed_from == result.step and (folder / EXPORT / "config.json").is_file()
+def is_complete(result: TrainResult, folder: Path) -> bool:
+    """Whether all that a run leaves was there before this call."""
+    described: int | None = current().once(lambda: _described_step(folder))
+    return result.resumed_from == result.step == described
+
+
+def describe(
+    folder: Path, origin: Any, recipe: VAERecipe | LMRecipe | DistillRecipe, result: TrainResult
+) -> None:
+    """Write what a run was, when all else is written: a run without it was not complete."""
+    described = {"origin": origin, "recipe": recipe.to_dict(), "step": result.step}
+    current().once(lambda: write_json(folder / CONFIG_FILE, described))
+
+
+def _described_step(folder: Path) -> Any:
+    """The step that a run's description and its export are of; None where one is missing."""
+    if not (folder / EXPORT / CONFIG_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
+        return None
+    with suppress(CorruptFileError):
+        described = read_json(folder / CONFIG_FILE)
+        return described.get("step") if isinstance(described, dict) else None
+    return None
+
+
+def skipped_by_all(items: Iterable[SkippedItem]) -> list[dict[str, Any]]:
+    """What the processes of a run left out; several may have met the same item."""
+    parts = current().gather(list(items))
+    return [item.to_dict() for item in dict.fromkeys(item for part in parts for item in part)]
 
 
 def provenance(

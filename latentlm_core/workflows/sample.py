@@ -2,9 +2,11 @@
 
 A sample is decided by (seed, its index) and its class: its file is the same whatever the batch
 size, and asking for more later only adds files. A folder remembers its settings, so the same
-command goes on where it was interrupted and another one is refused.
+command goes on where it was interrupted and another one is refused. Several processes take the
+batches in turn, and their files have the bits that those of one would have.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,16 +16,18 @@ from latentlm_core.config import build
 from latentlm_core.data.media import write_png
 from latentlm_core.data.sources import resolve_class
 from latentlm_core.diffusion import Solver
-from latentlm_core.files import locked
+from latentlm_core.processes import PATIENCE, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
 from latentlm_core.runtime import resolve_device
 from latentlm_core.sampling import Engine, SamplerConfig, make_engine
+from latentlm_core.workflows.claimed_folder import Batch
 from latentlm_core.workflows.drawing import Drawing
 from latentlm_core.workflows.sample_folder import SampleFolder
 from latentlm_core.workflows.workspace import EXPORT, find_export, slug, workspace
 
 
+@joined(PATIENCE)
 def sample(
     *,
     model: str | None = None,
@@ -32,6 +36,7 @@ def sample(
     seed: int = 0,
     guidance_scale: float | None = None,
     guidance_schedule: Literal["constant", "linear"] | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     num_inference_steps: int | None = None,
     solver: Solver | None = None,
     out: Path | None = None,
@@ -49,8 +54,9 @@ def sample(
         classes: names or numbers, taken in turn; by default all of the model's.
         num_samples: images of each class that is named, or in all if none is.
         seed: of the whole; each sample's own seed follows from it and the sample's index.
-        guidance_scale: 1 is off; by default the model's own, as with the next three.
+        guidance_scale: 1 is off; by default the model's own, as with the next four.
         guidance_schedule: constant or linear.
+        guidance_interval: shares of the last timestep between which guidance acts.
         num_inference_steps: solver steps per latent.
         solver: dpmsolver++ or ddpm.
         out: folder; by default ``samples/`` and a name made of these settings.
@@ -67,10 +73,18 @@ def sample(
     Raises:
         LatentLMError: anything that the user can mend.
     """
+    processes = current()
     where = resolve_device(device)
-    loaded = load_generator(find_export(model, "generator", progress), where)
+    with processes.main_first():
+        export = find_export(model, "generator", progress)
+    loaded = load_generator(export, where)
     config = sampler_config(
-        loaded.config.sampler, guidance_scale, guidance_schedule, num_inference_steps, solver
+        loaded.config.sampler,
+        guidance_scale,
+        guidance_schedule,
+        num_inference_steps,
+        solver,
+        guidance_interval,
     )
     loaded.config.require_classes()
     labels = [resolve_class(loaded.config.classes, word) for word in classes]
@@ -97,17 +111,20 @@ def sample(
     }
     files = {"samples": str(folder.path)}
     details = {"model": str(loaded.folder), **settings}
-    engine = make_engine(loaded.model, config)
+    num_steps = math.ceil(count / batch_size) * loaded.config.num_latents
+    engine = make_engine(loaded.model, config, num_steps=num_steps, progress=progress)
     if dry_run:
         return Result("Plan of samples", figures, files, details)
-    drawing = Drawing.of(loaded, vae, where, progress)
-    with locked(folder.path):
-        folder.claim()
-        folder.write_rows(count)
-        _draw_missing(folder, drawing, engine, count, seed, batch_size, progress)
-        files["grid"] = str(folder.draw_grid(count))
+    with processes.main_first():
+        drawing = Drawing.of(loaded, vae, where, progress)
+    with folder.held(processes):
+        processes.once(lambda: folder.write_rows(count))
+        with folder.unmade(count, batch_size, processes, progress, "sampling") as batches:
+            for batch in batches:
+                _draw(folder, drawing, engine, batch, seed)
+        files["grid"] = str(processes.once(lambda: folder.draw_grid(count)))
         if npz:
-            files["npz"] = str(folder.write_npz(count))
+            files["npz"] = str(processes.once(lambda: folder.write_npz(count)))
     return Result("Samples drawn", figures, files, details)
 
 
@@ -117,6 +134,7 @@ def sampler_config(
     guidance_schedule: str | None,
     num_inference_steps: int | None,
     solver: str | None,
+    guidance_interval: tuple[float, float] | None,
 ) -> SamplerConfig:
     """The model's own settings with the user's in their place.
 
@@ -128,30 +146,19 @@ def sampler_config(
         "guidance_schedule": guidance_schedule,
         "num_inference_steps": num_inference_steps,
         "solver": solver,
+        "guidance_interval": guidance_interval,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     return build(SamplerConfig, default.to_dict() | given, "sampling")
 
 
-def _draw_missing(
-    folder: SampleFolder,
-    drawing: Drawing,
-    engine: Engine,
-    count: int,
-    seed: int,
-    batch_size: int,
-    progress: Progress,
-) -> None:
-    """Draw the samples whose files are not there yet; a file appears when it is whole."""
-    missing = folder.missing(count)
-    with progress.bar("sampling", count, "images", count - len(missing)) as bar:
-        for start in range(0, len(missing), batch_size):
-            indices = missing[start : start + batch_size]
-            labels = [folder.label(index) for index in indices]
-            images = drawing.images(engine, labels, indices, seed)
-            for index, image in zip(indices, images, strict=True):
-                write_png(folder.file(index), image)
-            bar.advance(len(indices))
+def _draw(folder: SampleFolder, drawing: Drawing, engine: Engine, batch: Batch, seed: int) -> None:
+    """Draw a batch and write what is not there yet; a file appears when it is whole."""
+    labels = [folder.label(index) for index in batch.indices]
+    images = drawing.images(engine, labels, batch.indices, seed)
+    for index, image in zip(batch.indices, images, strict=True):
+        if index in batch.missing:
+            write_png(folder.file(index), image)
 
 
 def _name(
@@ -168,11 +175,18 @@ def _name(
         f"class-{slug('-'.join(classes)) if classes else 'all'}",
         f"cfg{config.guidance_scale:g}",
         config.guidance_schedule if config.guidance_schedule != default.guidance_schedule else "",
+        interval_name(config),
         f"steps{config.num_inference_steps}",
         config.solver if config.solver != default.solver else "",
         f"seed{seed}",
     ]
     return "-".join(part for part in parts if part)
+
+
+def interval_name(config: SamplerConfig) -> str:
+    """What a folder's name says of where guidance acts; nothing where it acts everywhere."""
+    interval = config.guidance_interval
+    return f"within{interval[0]:g}-{interval[1]:g}" if interval else ""
 
 
 def run_name_of(model: str | None, loaded: LoadedGenerator) -> str:

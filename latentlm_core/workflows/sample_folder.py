@@ -33,6 +33,8 @@ class SampleFolder(ClaimedFolder):
         labels: the classes that samples take in turn: sample i is of ``labels[i % len(labels)]``.
     """
 
+    unit = "images"
+
     def __init__(
         self, path: Path, settings: dict[str, Any], classes: Sequence[str], labels: Sequence[int]
     ) -> None:

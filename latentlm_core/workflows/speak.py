@@ -2,7 +2,8 @@
 
 A sample is decided by (seed, its index), its text and its voice: it is the same whatever the batch
 size, streamed or not, up to the rounding of kernels. A folder remembers its settings, so the same
-command goes on where it was interrupted and another one is refused.
+command goes on where it was interrupted and another one is refused. Several processes take the
+batches in turn; a stream is the main one's.
 """
 
 import hashlib
@@ -20,13 +21,13 @@ from latentlm_core.data.audio import WavStream
 from latentlm_core.data.base import Clip
 from latentlm_core.diffusion import Solver
 from latentlm_core.errors import ConfigError
-from latentlm_core.files import locked
+from latentlm_core.processes import PATIENCE, Processes, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
 from latentlm_core.runtime import resolve_device
 from latentlm_core.sampling import SamplerConfig, SpanEngine
 from latentlm_core.workflows.lines import Protocol, ProtocolLines, TextLines, read_voice
-from latentlm_core.workflows.sample import run_name_of, sampler_config
+from latentlm_core.workflows.sample import interval_name, run_name_of, sampler_config
 from latentlm_core.workflows.speaking import Line, Speaking
 from latentlm_core.workflows.spoken_folder import SpokenFolder
 from latentlm_core.workflows.workspace import find_export, slug, workspace
@@ -35,6 +36,7 @@ MAX_NAME = 40
 """Characters of texts in a folder's name."""
 
 
+@joined(PATIENCE)
 def speak(
     *,
     texts: Sequence[str] = (),
@@ -49,6 +51,7 @@ def speak(
     model: str | None = None,
     seed: int = 0,
     guidance_scale: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     num_inference_steps: int | None = None,
     solver: Solver | None = None,
     out: Path | None = None,
@@ -72,7 +75,8 @@ def speak(
         stream: write the audio while it is made, and tell how soon and how fast; one sample only.
         model: run, export or hub id of a text-to-speech model; by default the newest.
         seed: of the whole; each sample's own seed follows from it and the sample's index.
-        guidance_scale: 1 is off; by default the model's own, as with the next two.
+        guidance_scale: 1 is off; by default the model's own, as with the next three.
+        guidance_interval: shares of the last timestep between which guidance acts.
         num_inference_steps: solver steps per latent.
         solver: dpmsolver++ or ddpm.
         out: folder; by default ``samples/`` and a name made of these settings.
@@ -90,11 +94,20 @@ def speak(
     """
     _check_usage(texts, voice, voice_text, protocol, data, split, seconds)
     split = split or "test"
+    processes = current()
     where = resolve_device(device)
-    loaded = load_generator(find_export(model, "generator", progress), where)
-    speaking = Speaking.of(loaded, vae, where, progress)
+    with processes.main_first():
+        export = find_export(model, "generator", progress)
+    loaded = load_generator(export, where)
+    with processes.main_first():
+        speaking = Speaking.of(loaded, vae, where, progress)
     config = sampler_config(
-        loaded.config.sampler, guidance_scale, None, num_inference_steps, solver
+        loaded.config.sampler,
+        guidance_scale,
+        None,
+        num_inference_steps,
+        solver,
+        guidance_interval,
     )
     engine = speaking.engine(config)
     heard = None if voice is None else speaking.fit(read_voice(voice, voice_text), progress)
@@ -129,6 +142,7 @@ def speak(
         f"n{num_samples}" if protocol and num_samples else "",
         f"voice-{slug(voice.stem)}" if voice else "",
         f"cfg{config.guidance_scale:g}",
+        interval_name(config),
         f"steps{config.num_inference_steps}",
         config.solver if config.solver != SamplerConfig().solver else "",
         f"seed{seed}",
@@ -145,14 +159,18 @@ def speak(
     files = {"samples": str(folder.path)}
     if dry_run:
         return Result("Plan of speech", figures, files, settings)
-    with locked(folder.path):
-        folder.claim()
+    with folder.held(processes):
         if stream:
-            figures |= _stream(folder, speaking, engine, lines[0], seed, progress)
+            figures |= processes.once(
+                lambda: _stream(folder, speaking, engine, lines[0], seed, progress)
+            )
         else:
-            figures |= _say_missing(folder, speaking, engine, lines, seed, batch_size, progress)
-        figures |= _endings(folder, len(lines))
-        files["spectrograms"] = str(folder.draw(len(lines)))
+            figures |= _say_missing(
+                folder, speaking, engine, lines, seed, batch_size, processes, progress
+            )
+        processes.once(folder.settle)
+        figures |= processes.once(lambda: _endings(folder, len(lines)))
+        files["spectrograms"] = str(processes.once(lambda: folder.draw(len(lines))))
     return Result("Speech made", figures, files, settings)
 
 
@@ -163,22 +181,22 @@ def _say_missing(
     lines: Sequence[Line],
     seed: int,
     batch_size: int,
+    processes: Processes,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Say what is not there yet, batch by batch."""
-    missing = folder.missing(len(lines))
+    """Say what is not there yet, batch by batch; of several processes each its own batches."""
     spent = made = 0.0
-    with progress.bar("speaking", len(lines), "samples", len(lines) - len(missing)) as bar:
-        for start in range(0, len(missing), batch_size):
-            indices = missing[start : start + batch_size]
-            wanted = [_ready(speaking, lines[index], progress) for index in indices]
+    with folder.unmade(len(lines), batch_size, processes, progress, "speaking") as batches:
+        for batch in batches:
+            wanted = [_ready(speaking, lines[index], progress) for index in batch.indices]
             begun = time.perf_counter()
-            spoken = speaking.say(engine, wanted, indices, seed)
+            spoken = speaking.say(engine, wanted, batch.indices, seed)
             spent += time.perf_counter() - begun
             made += sum(len(one.audio) for one in spoken) / speaking.sample_rate
-            folder.add(indices, wanted, spoken)
-            bar.advance(len(indices))
-    return {"real_time_factor": round(spent / made, 3)} if made else {}
+            triples = zip(batch.indices, wanted, spoken, strict=True)
+            folder.add([each for each in triples if each[0] in batch.missing])
+    times, seconds = zip(*processes.gather((spent, made)), strict=True)
+    return {"real_time_factor": round(max(times) / sum(seconds), 3)} if any(seconds) else {}
 
 
 def _stream(
@@ -202,7 +220,7 @@ def _stream(
 
         (spoken,) = speaking.say(engine, [line], [0], seed, write)
     spent = time.perf_counter() - begun
-    folder.add([0], [line], [spoken])
+    folder.add([(0, line, spoken)])
     seconds = len(spoken.audio) / speaking.sample_rate
     return {
         "first_audio_seconds": round(first[0], 4),

@@ -18,6 +18,7 @@ from latentlm_core.artifacts import SAMPLE_OPTIONS, LoadedGenerator, SpeechBound
 from latentlm_core.data.audio import ClipLimits, check_clip, prepare
 from latentlm_core.data.base import Clip
 from latentlm_core.data.utterances import SpokenText, Voice
+from latentlm_core.draws import Draws
 from latentlm_core.errors import ArtifactError, DataError
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.progress import Progress
@@ -223,7 +224,7 @@ class Speaking:
         device = next(self.tokenizer.parameters()).device
         with evaluating(self.tokenizer):
             posterior = self.tokenizer.encode(whole.to(device)[None, None])
-        drawn = posterior.one(0).sample(generator(seed, "prompt")).squeeze(0)
+        drawn = posterior.one(0).sample(Draws(generator(seed, "prompt"))).squeeze(0)
         return self.loaded.config.stats.normalise(drawn)
 
     def _finish(self, utterance: "_Utterance", span: Span) -> Spoken:

@@ -3,6 +3,7 @@
     settings.json       what decides the samples: model, seed, sampler, texts or protocol
     000000.wav ...      the samples, each written when it is whole (or while it is streamed)
     samples.jsonl       a row for each: file, text, how it ended, seconds, voice, original
+    progress/           rows that are to be put there, a file for each batch
     voices/000000.wav   the recording that gave the voice, and originals/ that of the same text
     spectrograms.png    the first of them
 
@@ -10,6 +11,8 @@
 """
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,21 @@ class SpokenFolder(ClaimedFolder):
         super().__init__(path, settings)
         self._sample_rate = sample_rate
         self._rows_path = path / "samples.jsonl"
+        self._progress = path / "progress"
+
+    def claim(self) -> None:
+        """Take the folder, and account for what an interrupted command left there."""
+        super().claim()
+        self.settle()
+
+    def settle(self) -> None:
+        """Put the rows of all batches into ``samples.jsonl``."""
+        if self._progress.is_dir():
+            rows = self.rows()
+            for path in sorted(self._progress.glob("[0-9]*.jsonl")):
+                rows |= _read_rows(path)
+            self._write(self._rows_path, rows)
+            shutil.rmtree(self._progress)
 
     def missing(self, count: int) -> list[int]:
         """Which of the first ``count`` samples have no row, which is written last, or no file."""
@@ -53,33 +71,20 @@ class SpokenFolder(ClaimedFolder):
         """Take a sample's row back, before its file is written bit by bit."""
         rows = self.rows()
         if rows.pop(index, None):
-            self._write(rows)
+            self._write(self._rows_path, rows)
 
     def rows(self) -> dict[int, dict[str, Any]]:
-        """What is known of the samples that are there, by index.
+        """What ``samples.jsonl`` says of the samples, by index.
 
         Raises:
             CorruptFileError: a row is no JSON object with an index.
         """
-        if not self._rows_path.is_file():
-            return {}
-        found = {}
-        for number, line in enumerate(read_text(self._rows_path).splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                found[int(row["index"])] = row
-            except (ValueError, TypeError, KeyError):
-                raise CorruptFileError(
-                    f"{self._rows_path}, line {number}, is no row of a sample."
-                ) from None
-        return found
+        return _read_rows(self._rows_path) if self._rows_path.is_file() else {}
 
-    def add(
-        self, indices: Sequence[int], lines: Sequence[Line], spoken: Sequence[Spoken]
-    ) -> list[dict[str, Any]]:
-        """Write samples, what they are compared with, and then their rows."""
-        rows = self.rows()
-        for index, line, said in zip(indices, lines, spoken, strict=True):
+    def add(self, samples: Sequence[tuple[int, Line, Spoken]]) -> None:
+        """Write samples of a batch, what they are compared with, and then their rows."""
+        rows: dict[int, dict[str, Any]] = {}
+        for index, line, said in samples:
             write_wav(self.file(index), said.audio.numpy(), self._sample_rate)
             rows[index] = {
                 "file": self.file(index).name,
@@ -93,8 +98,7 @@ class SpokenFolder(ClaimedFolder):
                 "prompt_text": line.voice.text if line.voice else None,
                 "original": self._keep(line.original, "originals", index),
             }
-        self._write(rows)
-        return [rows[index] for index in indices]
+        self._write(self._progress / f"{min(rows):06d}.jsonl", rows)
 
     def draw(self, count: int) -> Path:
         """Spectrograms of the first samples, with their texts."""
@@ -111,11 +115,10 @@ class SpokenFolder(ClaimedFolder):
         if row is None:
             return False
         names = (row.get(kind) for kind in ("file", "prompt", "original"))
-        return all((self.path / name).is_file() for name in names if name)
+        return all(os.path.isfile(self.path / name) for name in names if name)
 
-    def _write(self, rows: dict[int, dict[str, Any]]) -> None:
-        text = "".join(json.dumps(rows[index]) + "\n" for index in sorted(rows))
-        write_text(self._rows_path, text)
+    def _write(self, path: Path, rows: dict[int, dict[str, Any]]) -> None:
+        write_text(path, "".join(json.dumps(rows[index]) + "\n" for index in sorted(rows)))
 
     def _keep(self, clip: Clip | None, kind: str, index: int) -> str | None:
         """Write a recording as the networks hear it; its name within the folder."""
@@ -124,3 +127,17 @@ class SpokenFolder(ClaimedFolder):
         name = f"{kind}/{index:06d}.wav"
         write_wav(self.path / name, prepare(clip, self._sample_rate), self._sample_rate)
         return name
+
+
+def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
+    found = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            named = [row["file"], row["text"], row.get("prompt") or "", row.get("original") or ""]
+            if not all(isinstance(name, str) for name in named):
+                raise TypeError
+            found[int(row["index"])] = row
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            raise CorruptFileError(f"{path}, line {number}, is no row of a sample.") from None
+    return found

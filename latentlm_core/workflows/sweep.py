@@ -12,6 +12,7 @@ from latentlm_core.evaluation.sweep import SweepPoint, grid_points
 from latentlm_core.evaluation.sweep import sweep as walk
 from latentlm_core.figures import sweep_curve
 from latentlm_core.files import write_json
+from latentlm_core.processes import PATIENCE, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.report import finite
 from latentlm_core.result import Result
@@ -23,6 +24,7 @@ from latentlm_core.workflows.reports import report_folder
 from latentlm_core.workflows.workspace import find_export
 
 
+@joined(PATIENCE)
 def sweep(
     *,
     scales: Sequence[float],
@@ -40,6 +42,8 @@ def sweep(
     progress: Progress = SILENT,
 ) -> Result:
     """Measure the FID at each guidance scale and number of solver steps, and draw the curve.
+
+    Several processes draw the batches of a setting in turn.
 
     Args:
         scales: guidance scales; 1 is off.
@@ -60,29 +64,34 @@ def sweep(
         LatentLMError: anything that the user can mend.
     """
     points = grid_points(scales, steps)
+    processes = current()
     where = resolve_device(device)
-    loaded = load_generator(find_export(model, "generator", progress), where)
+    with processes.main_first():
+        export = find_export(model, "generator", progress)
+    loaded = load_generator(export, where)
     default = loaded.config.sampler.to_dict()
     engines = {
         point: make_engine(loaded.model, build(SamplerConfig, default | point.to_dict(), "sweep"))
         for point in points
     }
     drawing = Drawing.of(loaded, None, where, progress)
-    network = find_extractor(extractor, weights, offline, False, device, progress)
     data = reference or str(loaded.config.provenance.get("data", ""))
-    theirs = find_reference(data, (drawing.image_size, drawing.image_size), progress)
+    with processes.main_first():
+        network = find_extractor(extractor, weights, offline, False, device, progress)
+        theirs = find_reference(data, (drawing.image_size, drawing.image_size), progress)
     if not isinstance(theirs, ReferenceStatistics):
         theirs = reference_statistics(theirs, network, batch_size=batch_size, progress=progress)
     labels = [index % len(loaded.config.classes) for index in range(num_samples)]
 
     def draw(point: SweepPoint) -> ImageSet:
-        return drawn_images(drawing, engines[point], str(point), labels, seed, batch_size)
+        return drawn_images(drawing, engines[point], str(point), labels, seed)
 
     found = walk(points, draw, theirs, network, batch_size=batch_size, progress=progress)
     details = found.to_dict() | {"model_sha256": loaded.sha256, "seed": seed, "sampler": default}
     folder = out or report_folder(loaded.folder, model)
-    write_json(folder / "sweep.json", finite(details))
-    sweep_curve([row.to_dict() for row in found.rows], folder / "sweep.png", found.metric)
+    rows = [row.to_dict() for row in found.rows]
+    processes.once(lambda: write_json(folder / "sweep.json", finite(details)))
+    processes.once(lambda: sweep_curve(rows, folder / "sweep.png", found.metric))
     figures = {
         "best_guidance_scale": found.best.guidance_scale,
         "best_num_inference_steps": found.best.num_inference_steps,
@@ -93,19 +102,14 @@ def sweep(
 
 
 def drawn_images(
-    drawing: Drawing,
-    engine: Engine,
-    name: str,
-    labels: Sequence[int],
-    seed: int,
-    batch_size: int,
+    drawing: Drawing, engine: Engine, name: str, labels: Sequence[int], seed: int
 ) -> ImageSet:
-    """Samples of the given classes, drawn a batch at a time as they are read."""
+    """Samples of the given classes, drawn as they are read: a batch of the reader at a time."""
 
-    def read() -> Iterator[Image]:
-        for start in range(0, len(labels), batch_size):
-            some = labels[start : start + batch_size]
-            yield from drawing.images(engine, some, range(start, start + len(some)), seed)
+    def read(wanted: Sequence[range]) -> Iterator[Sequence[Image]]:
+        for places in wanted:
+            some = [labels[place] for place in places]
+            yield list(drawing.images(engine, some, places, seed))
 
     size = (drawing.image_size, drawing.image_size)
     return ImageSet(name, len(labels), size, read, labels=tuple(labels))

@@ -9,6 +9,7 @@ from latentlm_core.data.mix_parts import captions_of
 from latentlm_core.data.sources import open_source, spread
 from latentlm_core.errors import ConfigError, DataError
 from latentlm_core.files import read_json
+from latentlm_core.processes import current
 from latentlm_core.workflows.writing import Question, Task
 
 MAX_TOKENS = 256
@@ -126,7 +127,8 @@ class CaptionTasks(Sequence[Task]):
     """
 
     def __init__(self, data: str, split: str, count: int | None) -> None:
-        self._source = spread(open_source(data, split), count)
+        with current().main_first():
+            self._source = spread(open_source(data, split), count)
 
     def __len__(self) -> int:
         return len(self._source)

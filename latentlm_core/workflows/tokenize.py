@@ -11,6 +11,7 @@ from latentlm_core.data.sources import open_source
 from latentlm_core.data.speech_caching import encode_speech
 from latentlm_core.data.speech_sources import open_speech
 from latentlm_core.errors import ConfigError
+from latentlm_core.processes import PATIENCE, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
 from latentlm_core.runtime import resolve_device
@@ -18,6 +19,7 @@ from latentlm_core.workflows.runs import acknowledge
 from latentlm_core.workflows.workspace import find_export, slug, workspace
 
 
+@joined(PATIENCE)
 def tokenize(
     *,
     data: str,
@@ -33,7 +35,7 @@ def tokenize(
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> Result:
-    """Encode a data set once, or go on with it.
+    """Encode a data set once, or go on with it; several processes share the shards.
 
     Args:
         data: a data set, as ``open_source`` takes it, or ``open_speech`` for a tokenizer of speech.
@@ -57,7 +59,9 @@ def tokenize(
     """
     where = resolve_device(device)
     acknowledge(data, progress)
-    tokenizer = load_tokenizer(find_export(vae, "sigma-vae", progress), where)
+    with current().main_first():
+        export = find_export(vae, "sigma-vae", progress)
+    tokenizer = load_tokenizer(export, where)
     name = slug(data) + ("" if split == "train" else f"-{split}")
     folder = out or workspace() / "latents" / name
     shared: dict[str, Any] = {
@@ -86,7 +90,8 @@ def _images(
     options: dict[str, Any],
 ) -> Result:
     model = tokenizer.model
-    source = open_source(options["spec"], options["split"])
+    with current().main_first():
+        source = open_source(options["spec"], options["split"])
     if dry_run:
         side = model.image_size
         plan = {
@@ -110,7 +115,8 @@ def _speech(
     options: dict[str, Any],
 ) -> Result:
     network = tokenizer.model.speech
-    source = open_speech(options["spec"], options["split"])
+    with current().main_first():
+        source = open_speech(options["spec"], options["split"])
     rate = network.sample_rate / network.hop_length
     if dry_run:
         plan = {

@@ -13,24 +13,27 @@ from latentlm_core.artifacts import (
 )
 from latentlm_core.data.mixture import MultimodalDataConfig
 from latentlm_core.figures import loss_curves
-from latentlm_core.files import TOKENIZER_FOLDER, write_json
+from latentlm_core.files import TOKENIZER_FOLDER
 from latentlm_core.models.dit import DiT
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.pretrained import read_backbone
+from latentlm_core.processes import current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.recipes import lm_recipe, lm_recipe_names
 from latentlm_core.result import Result
 from latentlm_core.runtime import resolve_device, seeded_init
 from latentlm_core.training.lm_task import DiTTask, LMLossConfig, LMTask
 from latentlm_core.training.runlog import read_metrics
-from latentlm_core.training.trainer import Trainer
+from latentlm_core.training.trainer import Trainer, TrainResult
 from latentlm_core.workflows.lm_jobs import make_job
 from latentlm_core.workflows.lm_start import begin_with
 from latentlm_core.workflows.runs import (
+    TRAINING_PATIENCE,
     acknowledge,
     decisive,
     default_recipe,
-    is_exported,
+    describe,
+    is_complete,
     provenance,
     run_name,
     validation_figures,
@@ -42,6 +45,7 @@ READ_AHEAD = 4
 """Batches that are made while a GPU computes."""
 
 
+@joined(TRAINING_PATIENCE)
 def train_lm(
     *,
     data: str | None = None,
@@ -54,6 +58,8 @@ def train_lm(
     progress: Progress = SILENT,
 ) -> Result:
     """Train a LatentLM or a baseline, or go on with it, and export it.
+
+    Several processes train it together.
 
     Args:
         data: folder or name of a latent set, by default the newest; or a mix of sets and texts, as
@@ -73,11 +79,14 @@ def train_lm(
     Raises:
         LatentLMError: anything that the user can mend.
     """
-    learned = TrainingData.open(data, not dry_run, progress)
+    processes = current()
+    with processes.main_first():
+        learned = TrainingData.open(data, not dry_run, progress)
     chosen = recipe or default_recipe(
         learned.source, _recipes(learned), _paper_recipe(learned), progress
     )
-    start = None if init is None else read_backbone(init)
+    with processes.main_first():
+        start = None if init is None else read_backbone(init)
     config = lm_recipe(chosen, overrides)
     if start is not None:
         config = begin_with(start, config, overrides, progress)
@@ -85,7 +94,8 @@ def train_lm(
     where = resolve_device(device)
     acknowledge(learned.source, progress)
     read_ahead = READ_AHEAD if where.type == "cuda" else 0
-    job = make_job(learned, config, read_ahead)
+    with processes.main_first():
+        job = make_job(learned, config, read_ahead)
     size = job.size
     with seeded_init("generator", config.trainer.seed), torch.device("meta" if dry_run else "cpu"):
         model = build_generator(size)
@@ -100,6 +110,25 @@ def train_lm(
         return Result(f"Plan of a {size.kind} run", plan, {"run": str(folder)}, config.to_dict())
 
     origin = job.origin | ({} if start is None else {"init": start.provenance()})
+    curves = folder / "curves.png"
+
+    def finish(result: TrainResult) -> None:
+        if is_complete(result, folder):
+            return
+        latents = learned.latents
+        export = GeneratorExport(
+            model=size,
+            stats=job.stream.stats,
+            tokenizer_sha256=None if latents is None else latents.manifest.tokenizer_sha256,
+            sampler=config.sampler,
+            provenance=provenance(learned.source, chosen, config.to_dict(), result, where),
+            **job.facts,
+        )
+        tokenizer = None if latents is None else latents.folder / TOKENIZER_FOLDER
+        save_generator(folder / EXPORT, model, export, tokenizer, job.text)
+        processes.once(lambda: loss_curves(read_metrics(result.metrics_path), curves))
+        describe(folder, origin, config, result)
+
     result = Trainer(
         config.trainer,
         _task(model, config.loss),
@@ -109,29 +138,15 @@ def train_lm(
         where,
         {"origin": origin, "recipe": decisive(config)},
         progress,
-    ).run()
-    story = provenance(learned.source, chosen, config.to_dict(), result, where)
-    curves = folder / "curves.png"
-    if not is_exported(result, folder):
-        latents = learned.latents
-        write_json(folder / "config.json", {"origin": origin, "recipe": config.to_dict()})
-        export = GeneratorExport(
-            model=size,
-            stats=job.stream.stats,
-            tokenizer_sha256=None if latents is None else latents.manifest.tokenizer_sha256,
-            sampler=config.sampler,
-            provenance=story,
-            **job.facts,
-        )
-        tokenizer = None if latents is None else latents.folder / TOKENIZER_FOLDER
-        save_generator(folder / EXPORT, model, export, tokenizer, job.text)
-        loss_curves(read_metrics(result.metrics_path), curves)
+        schema={"recipe": config},
+    ).run(finish)
     figures = {"step": result.step, **plan, **validation_figures(result)}
     files = {
         "export": str(folder / EXPORT),
         "curves": str(curves),
         "log": str(result.metrics_path),
     }
+    story = provenance(learned.source, chosen, config.to_dict(), result, where)
     return Result(f"{size.kind} trained", figures, files, story)
 
 

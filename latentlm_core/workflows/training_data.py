@@ -18,6 +18,7 @@ from latentlm_core.data.mix_parts import (
 )
 from latentlm_core.data.mixture import Mixture, MultimodalDataConfig, PartSpec, is_mix, parse_mix
 from latentlm_core.data.shards import LatentSet
+from latentlm_core.data.streamed_tables import STREAM
 from latentlm_core.data.texts import EndlessTexts, open_endless_texts
 from latentlm_core.errors import ConfigError, DataError
 from latentlm_core.progress import Progress
@@ -36,7 +37,8 @@ class TrainingData:
     Attributes:
         parts: of the mix, a latent set named by its folder; one of weight 1 where it is a single
             latent set.
-        sets: the latent sets, by those folders.
+        sets: the latent sets, by those folders; ``stream:`` stands before one that is read shard by
+            shard.
         is_mix: whether the user wrote a mix.
     """
 
@@ -54,12 +56,12 @@ class TrainingData:
             DataError: the sets were made by different tokenizers.
         """
         if spec is None or not is_mix(spec):
-            found = find_latents(spec, progress)
-            latents = LatentSet.open(found, verify)
-            return cls((PartSpec("pairs", str(found), None, 1.0),), {str(found): latents}, False)
+            source = _find(spec, progress)
+            only = PartSpec("pairs", source, None, 1.0)
+            return cls((only,), {source: _open(source, verify)}, False)
         parts = tuple(_located(part, progress) for part in parse_mix(spec))
         folders = dict.fromkeys(part.source for part in parts if part.kind != "text")
-        sets = {folder: LatentSet.open(Path(folder), verify) for folder in folders}
+        sets = {folder: _open(folder, verify) for folder in folders}
         _check_alike(sets)
         return cls(parts, sets, True)
 
@@ -190,7 +192,19 @@ def _located(part: PartSpec, progress: Progress) -> PartSpec:
     """A part whose latent set has one name, however the user spelt it."""
     if part.kind == "text":
         return part
-    return replace(part, source=str(find_latents(part.source, progress).resolve()))
+    return replace(part, source=_find(part.source, progress, resolve=True))
+
+
+def _find(spec: str | None, progress: Progress, resolve: bool = False) -> str:
+    """The folder of a latent set, after ``stream:`` where it is to be read shard by shard."""
+    in_order = spec is not None and spec.startswith(STREAM)
+    folder = find_latents(spec.removeprefix(STREAM) if spec else spec, progress)
+    return (STREAM if in_order else "") + str(folder.resolve() if resolve else folder)
+
+
+def _open(source: str, verify: bool) -> LatentSet:
+    folder = Path(source.removeprefix(STREAM))
+    return LatentSet.open(folder, verify, in_order=source.startswith(STREAM))
 
 
 def _check_alike(sets: dict[str, LatentSet]) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from latentlm_core.artifacts import export_kind
+from latentlm_core.data.remote import is_url
+from latentlm_core.data.remote_latents import fetch_latents
 from latentlm_core.errors import ArtifactError
 from latentlm_core.hub import download, is_hub_id
 from latentlm_core.importing import import_vibevoice, is_import_of, is_vibevoice
@@ -36,7 +38,7 @@ def find_place(spec: str, *kinds: str) -> Path | None:
     """Where a result lies: as named, in the workspace, or under one of these kinds there."""
     home = workspace()
     places = (Path(spec), home / spec, *(home / kind / spec for kind in kinds))
-    return next((place for place in places if place.exists()), None)
+    return next((place for place in places if os.path.exists(place)), None)
 
 
 def find_export(spec: str | None, kind: str, progress: Progress) -> Path:
@@ -67,14 +69,14 @@ def find_export(spec: str | None, kind: str, progress: Progress) -> Path:
         progress.note(f"Using the newest {kind}: {newest.parent}")
         return newest
     folder = find_place(spec, "runs") or Path(spec)
-    if not folder.exists() and is_hub_id(spec):
+    if not os.path.exists(folder) and is_hub_id(spec):
         folder = download(spec)
     for candidate in (folder / EXPORT, folder):
         if export_kind(candidate) is not None:
             return candidate
     if is_vibevoice(folder):
         return _imported(spec, folder, kind, progress)
-    if (folder / "metrics.jsonl").is_file():
+    if os.path.isfile(folder / "metrics.jsonl"):
         raise ArtifactError(
             f"The run {folder} is not finished, so it has no export yet.",
             hint="The command that started it goes on with it.",
@@ -83,11 +85,14 @@ def find_export(spec: str | None, kind: str, progress: Progress) -> Path:
 
 
 def find_latents(spec: str | None, progress: Progress) -> Path:
-    """The latent set that a user means: a folder, a name under ``latents``, or the newest.
+    """The latent set that a user means: a folder, a name under ``latents``, a URL, or the newest.
 
     Raises:
         ArtifactError: there is none.
+        LatentLMError: what is at the URL cannot be used.
     """
+    if spec is not None and is_url(spec):
+        return fetch_latents(spec)
     return _find(spec, "latents", "manifest.json", "tokenize", progress)
 
 

@@ -2,7 +2,7 @@
 
 A document is decided by (seed, its index) and its prompt: its files are the same whatever the batch
 size. A folder remembers its settings, so the same command goes on where it was interrupted and
-another one is refused.
+another one is refused. Several processes take the batches in turn.
 """
 
 import hashlib
@@ -16,11 +16,12 @@ from latentlm_core.artifacts import load_generator
 from latentlm_core.config import build
 from latentlm_core.data.base import Image
 from latentlm_core.diffusion import Solver
-from latentlm_core.files import locked
+from latentlm_core.processes import PATIENCE, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
 from latentlm_core.runtime import derive_seed, resolve_device
 from latentlm_core.sampling import Continuation, ContinuationListener, TextSamplerConfig
+from latentlm_core.workflows.claimed_folder import Batch
 from latentlm_core.workflows.continuation_folder import ContinuationFolder
 from latentlm_core.workflows.sample import run_name_of, sampler_config
 from latentlm_core.workflows.tasks import MAX_TOKENS, CaptionTasks, asked_tasks
@@ -35,6 +36,7 @@ NUM_SHOWN = 8
 """Samples whose text the result shows."""
 
 
+@joined(PATIENCE)
 def write(
     *,
     model: str | None = None,
@@ -50,6 +52,7 @@ def write(
     max_tokens: int = MAX_TOKENS,
     seed: int = 0,
     guidance_scale: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     num_inference_steps: int | None = None,
     solver: Solver | None = None,
     temperature: float = 0.0,
@@ -78,7 +81,8 @@ def write(
             ``data``, all if left out.
         max_tokens: tokens of a document at most.
         seed: of the whole; each document's own seed follows from it and the document's index.
-        guidance_scale: of images; by default the model's own, as with the next two.
+        guidance_scale: of images; by default the model's own, as with the next three.
+        guidance_interval: shares of the last timestep between which guidance acts.
         num_inference_steps: solver steps per latent.
         solver: dpmsolver++ or ddpm.
         temperature: of words; 0 takes the likeliest.
@@ -107,11 +111,20 @@ def write(
         data=data,
         max_tokens=max_tokens,
     )
+    processes = current()
     where = resolve_device(device)
-    loaded = load_generator(find_export(model, "generator", progress), where)
-    writing = Writing.of(loaded, vae, where, progress)
+    with processes.main_first():
+        export = find_export(model, "generator", progress)
+    loaded = load_generator(export, where)
+    with processes.main_first():
+        writing = Writing.of(loaded, vae, where, progress)
     config = sampler_config(
-        loaded.config.sampler, guidance_scale, None, num_inference_steps, solver
+        loaded.config.sampler,
+        guidance_scale,
+        None,
+        num_inference_steps,
+        solver,
+        guidance_interval,
     )
     text_config = build(TextSamplerConfig, {"temperature": temperature, "top_p": top_p}, "sampling")
     engine = writing.engine(config, text_config)
@@ -144,11 +157,14 @@ def write(
     files = {"samples": str(folder.path)}
     if dry_run:
         return Result("Plan of samples", figures, files, settings)
-    with locked(folder.path):
-        folder.claim()
-        _write_missing(folder, writing, engine, tasks, seed, batch_size, sink, progress)
-        files |= folder.finish()
-    rows = folder.rows()[: min(len(tasks), NUM_SHOWN)]
+    heard = sink if len(tasks) == 1 and tasks[0].num_tokens else None
+    told = SILENT if heard else progress  # a bar would run through the text
+    with folder.held(processes):
+        with folder.unmade(len(tasks), batch_size, processes, told, "writing") as batches:
+            for batch in batches:
+                _write_batch(folder, writing, engine, tasks, batch, seed, heard)
+        files |= processes.once(folder.finish)
+    rows = processes.once(folder.rows)[: min(len(tasks), NUM_SHOWN)]
     written = {str(row["index"]): row["text"] for row in rows if row["text"]}
     if written:
         figures["text"] = written["0"] if len(tasks) == 1 else written
@@ -161,33 +177,25 @@ def _folder_name(run: str, label: str, settings: dict[str, Any]) -> str:
     return f"{run}-{words}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
 
 
-def _write_missing(
+def _write_batch(
     folder: ContinuationFolder,
     writing: Writing,
     engine: Engine,
     tasks: Sequence[Task],
+    batch: Batch,
     seed: int,
-    batch_size: int,
     sink: TextSink | None,
-    progress: Progress,
 ) -> None:
-    """Make what is not there yet, batch by batch."""
-    missing = folder.missing(len(tasks))
-    heard = sink if len(tasks) == 1 and tasks[0].num_tokens else None
-    listener = heard and _streaming(writing, heard)
-    told = SILENT if heard else progress  # a bar would run through the text
-    with told.bar("writing", len(tasks), "samples", len(tasks) - len(missing)) as bar:
-        for start in range(0, len(missing), batch_size):
-            indices = missing[start : start + batch_size]
-            wanted = [tasks[index] for index in indices]
-            continuations = writing.write(engine, wanted, indices, seed, listener)
-            if heard:
-                heard("\n")
-            for index, task, made in zip(indices, wanted, continuations, strict=True):
-                pieces = _readable(writing, made)
-                own = derive_seed(seed, "sample", index)
-                folder.add(index, _prompt(task), pieces, made.ended_by, own)
-            bar.advance(len(indices))
+    """Make a batch and write what is not there yet; the sink hears it where it is one document."""
+    listener = sink and _streaming(writing, sink)
+    wanted = [tasks[index] for index in batch.indices]
+    continuations = writing.write(engine, wanted, batch.indices, seed, listener)
+    if sink:
+        sink("\n")
+    for index, task, made in zip(batch.indices, wanted, continuations, strict=True):
+        if index in batch.missing:
+            own = derive_seed(seed, "sample", index)
+            folder.add(index, _prompt(task), _readable(writing, made), made.ended_by, own)
 
 
 def _readable(writing: Writing, made: Continuation) -> list[str | Image]:

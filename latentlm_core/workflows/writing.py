@@ -16,6 +16,7 @@ from latentlm_core.data.base import Image
 from latentlm_core.data.document_format import DocumentFormat, ImageSpan, TextSpan
 from latentlm_core.data.documents import Document
 from latentlm_core.data.media import center_crop, to_images, to_tensor
+from latentlm_core.draws import Draws
 from latentlm_core.errors import ArtifactError, DataError
 from latentlm_core.models.dit import DiT
 from latentlm_core.models.latent_lm import LatentLM
@@ -201,10 +202,9 @@ class Writing:
         self, task: Task, seed: int, posteriors: Mapping[int, LatentPosterior]
     ) -> ContinuationRequest:
         """The request of a task, its images' latents drawn as they were in training."""
-        stats, source = self.loaded.config.stats, generator(seed, "image")
+        stats, draws = self.loaded.config.stats, Draws(generator(seed, "image"))
         latents = [
-            stats.normalise(posteriors[id(image)].sample(source).squeeze(0))
-            for image in task.images
+            stats.normalise(posteriors[id(image)].sample(draws).squeeze(0)) for image in task.images
         ]
         document = self._document(task, latents)
         room = self._room(task, document)
