@@ -23,6 +23,8 @@ FLOORS = {
     "latentlm_core.progress": 0,
     "latentlm_core.files": 0,
     "latentlm_core.runtime": 0,
+    "latentlm_core.processes": 0,
+    "latentlm_core.draws": 0,
     "latentlm_core.result": 0,
     "latentlm_core.layout": 1,
     "latentlm_core.diffusion": 1,
