@@ -17,7 +17,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from latentlm_cli import console, demo, doctor, evaluate, hub, options, sample, tokenize, train
+from latentlm_cli import (
+    bench,
+    console,
+    demo,
+    doctor,
+    evaluate,
+    hub,
+    options,
+    sample,
+    tokenize,
+    train,
+)
 from latentlm_core.errors import LatentLMError
 
 MACHINE_FAULTS = {
@@ -91,6 +102,7 @@ app.command(rich_help_panel=PATH, epilog=tokenize.EXAMPLES)(tokenize.tokenize)
 app.command(rich_help_panel=PATH, epilog=train.LM_EXAMPLES)(train.train_lm)
 app.command(rich_help_panel=PATH, epilog=sample.EXAMPLES)(sample.sample)
 app.add_typer(evaluate.app, name="eval", rich_help_panel=PATH)
+app.add_typer(bench.app, name="bench", rich_help_panel=SHARE)
 app.command(rich_help_panel=SHARE, epilog=hub.EXAMPLES)(hub.push)
 
 

@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from latentlm_cli import evaluate, sample, tokenize
+from latentlm_cli import bench, evaluate, sample, tokenize
 from latentlm_cli.app import Application, app
 from latentlm_core.errors import ConfigError
 from latentlm_core.result import Result
@@ -24,6 +24,7 @@ COMMANDS = (
     *("eval fid", "eval is", "eval kid", "eval precision-recall"),
     *("eval recon", "eval sweep", "eval stats", "eval wer", "eval sim", "eval drift"),
     *("eval ppl", "eval t2i", "eval caption", "eval vqa"),
+    *("bench sample", "bench train", "bench tokenize", "bench load"),
 )
 runner = CliRunner(env={"COLUMNS": "100", "TERMINAL_WIDTH": "100", "RANK": None})
 
@@ -42,11 +43,12 @@ def test_every_command_is_in_the_help_of_its_group() -> None:
     known = {
         *(str(c.name or c.callback.__name__).replace("_", "-") for c in app.registered_commands),
         *(f"eval {c.name or c.callback.__name__}" for c in evaluate.app.registered_commands),
+        *(f"bench {c.name or c.callback.__name__}" for c in bench.app.registered_commands),
     }
     assert known == set(COMMANDS)
-    top, group = runner.invoke(app, "--help").stdout, runner.invoke(app, "eval -h").stdout
     for command in COMMANDS:
-        assert re.search(rf"\b{command.removeprefix('eval ')} ", group if " " in command else top)
+        *group, name = command.split()
+        assert re.search(rf"\b{name} ", runner.invoke(app, [*group, "--help"]).stdout)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -67,8 +69,8 @@ def test_every_option_is_explained() -> None:
     from typer.main import get_command
 
     group = get_command(app)
-    leaves = [group.commands[c] for c in group.commands if c != "eval"]
-    leaves += group.commands["eval"].commands.values()
+    tops = group.commands.values()
+    leaves = [leaf for top in tops for leaf in getattr(top, "commands", {"": top}).values()]
     assert len(leaves) == len(COMMANDS)
     silent = [f"{c.name} {p.name}" for c in leaves for p in c.params if not getattr(p, "help", "")]
     assert silent == []
@@ -109,6 +111,7 @@ def test_choices_are_those_of_the_core() -> None:
     for ours, *cores in [
         (sample.sample, workflows.sample, workflows.speak),
         (tokenize.tokenize, workflows.tokenize),
+        (bench.sample, workflows.bench_sample),
     ]:
         offered = get_type_hints(ours)
         taken = {name: hint for core in cores for name, hint in get_type_hints(core).items()}

@@ -46,6 +46,11 @@ class LatentLMEngine:
         self._mode, self._num_steps, self._progress = mode, num_steps, progress
         self._step: DecodeStep | None = None
 
+    @property
+    def mode(self) -> Mode:
+        """How the latest decode step ran; before there is one, what was asked for."""
+        return self._mode if self._step is None else self._step.mode
+
     def generate(
         self, requests: Sequence[Request], on_position: Callable[[], None] | None = None
     ) -> Tensor:

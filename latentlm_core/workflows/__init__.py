@@ -8,12 +8,16 @@
     speak         model, text, voice   => samples/NAME   speech
     write         model, prompt        => samples/NAME   text and images
     evaluate_*    samples, sigma-VAE   => a report
+    bench_*       sizes, data          => how fast it is, against a plain loop
     doctor        anything of these    => what is wrong with it
     push          model                => the hub
 
 Each takes plain values, does the whole work, tells ``progress`` about it and returns a ``Result``.
 """
 
+from latentlm_core.workflows.bench_data import bench_load, bench_tokenize
+from latentlm_core.workflows.bench_sample import bench_sample
+from latentlm_core.workflows.bench_train import bench_train
 from latentlm_core.workflows.distill import distill
 from latentlm_core.workflows.doctor import doctor
 from latentlm_core.workflows.evaluate import (
@@ -35,6 +39,10 @@ from latentlm_core.workflows.train_vae import train_vae
 from latentlm_core.workflows.write import write
 
 __all__ = [
+    "bench_load",
+    "bench_sample",
+    "bench_tokenize",
+    "bench_train",
     "distill",
     "doctor",
     "evaluate_captions",
