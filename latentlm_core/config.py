@@ -9,11 +9,16 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latentlm_core.errors import ConfigError, did_you_mean
+
+Width = Annotated[int, Field(ge=1, le=2**24)]
+"""Channels, ids or samples: more than any network has, for a file of strangers may ask for any."""
+Depth = Annotated[int, Field(ge=1, le=512)]
+"""Blocks, likewise."""
 
 
 class Config(BaseModel):
@@ -29,11 +34,16 @@ class Config(BaseModel):
 
     def digest(self) -> str:
         """Hex SHA-256 of the canonical JSON: equal configurations have equal digests."""
-        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return digest_of(self.to_dict())
 
 
 C = TypeVar("C", bound=Config)
+
+
+def digest_of(value: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of the canonical JSON of an object."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def build(kind: type[C], data: Mapping[str, Any], where: str) -> C:

@@ -5,6 +5,7 @@ code and nothing that is published asks others to.
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def is_hub_id(text: str) -> bool:
     """
     if text.startswith(PREFIX):
         return True
-    return _REPOSITORY.fullmatch(text) is not None and not Path(text).parent.exists()
+    return _REPOSITORY.fullmatch(text) is not None and not os.path.exists(Path(text).parent)
 
 
 def download(

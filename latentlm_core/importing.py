@@ -22,7 +22,7 @@ from torch import Tensor
 from latentlm_core.artifacts import TokenizerExport, save_tokenizer
 from latentlm_core.config import Config, build
 from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError
-from latentlm_core.files import CONFIG_FILE, read_json, sha256_file
+from latentlm_core.files import CONFIG_FILE, read_json, read_sealed_json, sha256_file
 from latentlm_core.published import vibevoice_tokenizer_weights
 from latentlm_core.runtime import versions
 from latentlm_core.tokenizers.base import LatentPosteriorConfig, PosteriorKind
@@ -103,7 +103,7 @@ class PublishedConfig(Config):
     """Width of the level nearest to the samples."""
     encoder_ratios: Ratios = (8, 5, 5, 4, 2, 2)
     """Strides, from the latents on."""
-    encoder_depths: Depths = (3, 3, 3, 3, 3, 3, 8)
+    encoder_depths: Depths = Field(default=(3, 3, 3, 3, 3, 3, 8), validate_default=True)
     """Blocks, from the samples on; published as "3-3-3-3-3-3-8"."""
     decoder_n_filters: Width = Field(default=32, validate_default=True)
     """As the encoder's."""
@@ -187,7 +187,7 @@ def is_import_of(export: Path, folder: Path) -> bool:
         CorruptFileError: its config.json is damaged.
     """
     path = export / CONFIG_FILE
-    files = build(TokenizerExport, read_json(path), str(path)).provenance.get("sha256", {})
+    files = build(TokenizerExport, read_sealed_json(path), str(path)).provenance.get("sha256", {})
     return bool(files) and all(
         (folder / name).is_file() and sha256_file(folder / name) == sha256
         for name, sha256 in files.items()

@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentlm_core.data import audio
+from latentlm_core.data import audio, base
 from latentlm_core.data.audio import (
     ClipLimits,
     WavStream,
@@ -92,7 +92,7 @@ def test_headers_are_believed_before_samples_are_read(monkeypatch, tmp_path):
         read_audio(encoded(tone(0.1), rate=11), "it")
     with pytest.raises(DataError, match="it is VOC; read are: WAV"):
         read_audio(encoded(tone(0.1), "VOC", "PCM_16"), "it")
-    monkeypatch.setattr(audio, "MAX_BYTES", 10)
+    monkeypatch.setattr(base, "MAX_BYTES", 10)
     (tmp_path / "1.wav").write_bytes(encoded(tone()))
     with pytest.raises(DataError, match="larger than the 10 bytes"):
         read_audio(tmp_path / "1.wav", "it")

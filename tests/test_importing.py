@@ -12,13 +12,14 @@ from torch import Tensor
 from latentlm_core import importing
 from latentlm_core.artifacts import load_tokenizer
 from latentlm_core.errors import ArtifactError, CorruptFileError, LatentLMError
-from latentlm_core.files import read_json, sha256_file, write_json
+from latentlm_core.files import sha256_file, write_json
 from latentlm_core.importing import import_vibevoice, is_import_of, is_vibevoice
 from latentlm_core.progress import SilentProgress
 from latentlm_core.tokenizers.base import LatentPosteriorConfig, PosteriorKind
 from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.tokenizers.speech import CausalConvConfig
 from latentlm_core.workflows.workspace import find_export
+from tests.tiny_latents import rewrite
 from tests.tiny_vibevoice import SHARDS, TINY, WHOLE, change_index, write_alone, write_whole
 
 CPU = torch.device("cpu")
@@ -316,8 +317,7 @@ def test_other_weights_of_the_same_name_are_neither_mixed_up_nor_lost(
         find_export(str(folder), "sigma-vae", SilentProgress())
     assert str(home / "runs" / "tiny-imported") in str(caught.value.hint)
     assert sha256_file(export / "model.safetensors") == before
-    config = read_json(export / "config.json")
-    write_json(export / "config.json", config | {"provenance": {"data": "a run of this name"}})
+    rewrite(export / "config.json", provenance={"data": "a run of this name"})
     assert not is_import_of(export, folder)
 
 

@@ -83,6 +83,8 @@ def _plain(named: Mapping[str, C], name: str) -> dict[str, Any]:
         return _named(named, name).to_dict()
     changes = read_config_file(Path(name))
     base = changes.pop("recipe", None)
+    if not isinstance(base, str | None):
+        raise ConfigError(f"{name}: recipe is the name of a recipe, not {base!r}.")
     return _merge(_named(named, base).to_dict(), changes) if base else changes
 
 
