@@ -12,7 +12,7 @@ import errno
 import signal
 import sys
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -55,6 +55,9 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
+_asked: list[int] = []
+"""Signals that came: libraries in C may make an error of their own of what a handler raises."""
+
 
 class Application(TyperGroup):
     """A group of commands that turns errors into sentences and exit codes."""
@@ -62,7 +65,7 @@ class Application(TyperGroup):
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Run the command that ``ctx`` holds."""
         try:
-            return super().invoke(ctx)
+            return self._run(ctx)
         except UsageError:
             if console.is_main():
                 raise
@@ -81,6 +84,15 @@ class Application(TyperGroup):
         except SystemExit as stop:
             if stop.code == TERMINATED:
                 _stopped("Terminated", ctx.invoked_subcommand)
+            raise
+
+    def _run(self, ctx: typer.Context) -> Any:
+        """Run the command; who was asked to stop stops, whatever error a library makes of that."""
+        try:
+            return super().invoke(ctx)
+        except Exception:
+            if _asked:
+                _stop(_asked[-1], None)
             raise
 
 
@@ -108,7 +120,8 @@ app.command(rich_help_panel=SHARE, epilog=hub.EXAMPLES)(hub.push)
 
 def main() -> None:
     """The console script."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app(prog_name="latentlm")
     except KeyboardInterrupt:  # before a command begins, or after it
@@ -135,8 +148,11 @@ def _options(
     pass
 
 
-def _terminate(number: int, _frame: FrameType | None) -> None:
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     """Leave like any exception does: temporary files go, locks open."""
+    _asked.append(number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise SystemExit(128 + number)
 
 

@@ -22,6 +22,8 @@ from latentlm_core.processes import Processes, current
 
 CACHED_KERNELS = 128
 """Shapes whose kernels a CPU keeps; 1,024 take gigabytes where lengths vary, and few come back."""
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""Environment variables of oneDNN's cache and of PyTorch's, which read them when they begin."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -51,8 +53,8 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         ConfigError: no such device on this machine, or fewer cards than processes.
     """
-    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's, PyTorch's
-        os.environ.setdefault(cache, str(CACHED_KERNELS))  # read when something is first computed
+    for cache in KERNEL_CACHES:
+        os.environ.setdefault(cache, str(CACHED_KERNELS))
     processes = current()
     if processes.size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
         return _own_card(processes)

@@ -17,8 +17,9 @@ import pytest
 from latentlm_cli import app
 from latentlm_core import workflows
 from latentlm_core.artifacts import TokenizerExport, read_config
+from latentlm_core.errors import CorruptFileError
 from latentlm_core.files import locked, read_json
-from latentlm_core.runtime import CACHED_KERNELS
+from latentlm_core.runtime import CACHED_KERNELS, KERNEL_CACHES
 from latentlm_core.training.checkpoint import CheckpointStore
 from latentlm_core.training.runlog import Means
 from tests.tiny_training import Listener, make, noisy, traces
@@ -167,18 +168,41 @@ def test_terms_have_the_same_order_after_a_checkpoint():
     assert list(going_on.take().items()) == list(resumed.take().items()) == expected
 
 
-def test_ctrl_c_before_a_command_begins_is_no_traceback(monkeypatch):
-    def interrupted(prog_name: str) -> None:
-        raise KeyboardInterrupt
+@pytest.fixture
+def _own_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(app, "_asked", [])
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
-    monkeypatch.setattr(app, "app", interrupted)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+@pytest.mark.usefixtures("_own_signals")
+def test_ctrl_c_before_a_command_begins_is_no_traceback(monkeypatch):
+    monkeypatch.setattr(app, "app", lambda prog_name: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as caught:
+        app.main()
     assert caught.value.code == 130
+
+
+@pytest.mark.usefixtures("_own_signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_takes_for_damage_is_a_signal(monkeypatch, capsys, number):
+    def read(**_: Any) -> None:  # as safetensors does when a handler raises inside it
+        try:
+            signal.raise_signal(number)
+        except (KeyboardInterrupt, SystemExit):
+            raise CorruptFileError("model.safetensors is damaged.") from None
+
+    monkeypatch.setattr(workflows, "sample", read)
+    monkeypatch.setattr(sys, "argv", ["latentlm", "sample"])
+    with pytest.raises(SystemExit) as caught:
+        app.main()
+    assert caught.value.code == 128 + number
+    said = capsys.readouterr().err
+    assert "The same command resumes." in said
+    assert "damaged" not in said
 
 
 SHAPES = """
@@ -200,7 +224,7 @@ def test_memory_does_not_grow_with_the_number_of_shapes():
         pytest.skip("resident memory is read from /proc")
     page = os.sysconf("SC_PAGE_SIZE")
     reading = f"resident = lambda: int(open('/proc/self/statm').read().split()[1]) * {page}"
-    plain = {k: v for k, v in os.environ.items() if not k.endswith("CACHE_CAPACITY")}
+    plain = {k: v for k, v in os.environ.items() if k not in KERNEL_CACHES}
     done = subprocess.run(
         [sys.executable, "-c", reading + SHAPES],
         env=plain,
