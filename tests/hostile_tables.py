@@ -114,4 +114,5 @@ def sound_table(made: dict[str, list[bytes]]) -> tuple[str, bytes]:
     return "image", encoded(columns, described(columns))
 
 
-PARQUET = Target("parquet", make_tables, sound_table, tables, use_table, 1024)
+PARQUET = Target("parquet", make_tables, sound_table, tables, use_table, 4096)
+"""Arrow believes the header of a page, which can say 2 GiB at most."""
