@@ -181,7 +181,7 @@ def test_a_recipe_of_a_network_that_nothing_could_hold():
         lm_recipe("mnist", ["model.backbone.num_layers=1000000000"])
 
 
-@pytest.mark.parametrize("value", [[], ["mnist"], {"a": 1}, 3, False])
+@pytest.mark.parametrize("value", [[], ["mnist"], {"a": 1}, 3, True, False])
 def test_a_recipe_that_begins_with_no_name(tmp_path, value):
     files.write_json(tmp_path / "a.json", {"recipe": value})
     with pytest.raises(ConfigError, match="recipe is the name of a recipe"):
