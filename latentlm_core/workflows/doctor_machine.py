@@ -25,7 +25,7 @@ from latentlm_core.workflows.workspace import workspace
 
 DEPENDENCIES = (
     *("torch>=2.11", "numpy", "safetensors>=0.5", "huggingface-hub>=1.0", "datasets>=4.0"),
-    *("torch-fidelity>=0.4", "jiwer>=4.0", "pydantic>=2.10", "filelock>=3.13", "packaging"),
+    *("torch-fidelity>=0.4", "jiwer>=4.0", "pydantic>=2.10", "filelock>=4.0", "packaging"),
     *("matplotlib>=3.9", "pillow>=10.3", "fsspec", "pyarrow", "soundfile>=0.13", "soxr>=0.5"),
     *("tokenizers>=0.20", "typer>=0.20", "rich>=13.9"),
 )
