@@ -1,5 +1,9 @@
 """The decode step in its ways: eager, over a pinned cache, compiled, captured."""
 
+import gc
+import weakref
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,13 +11,15 @@ from torch import Tensor
 from latentlm_core.diffusion import DiffusionConfig, NoiseSchedule, guided, solve, solver_grid
 from latentlm_core.errors import ConfigError
 from latentlm_core.models.heads import DiffusionHead
-from latentlm_core.nn.matmul import MIN_ROWS, fast_linear
-from latentlm_core.sampling import LatentLMEngine, Request, SamplerConfig, make_engine
+from latentlm_core.nn.matmul import MIN_ROWS, compiled_linear, fast_linear
+from latentlm_core.runtime import evaluating
+from latentlm_core.sampling import LatentLMEngine, Request, SamplerConfig, make_engine, scanned
 from latentlm_core.sampling.base import LatentSampler
 from latentlm_core.sampling.decoding import (
     COMPILE_STEPS,
     COMPILE_STEPS_OF_MANY,
     DecodeStep,
+    Work,
     resolve_mode,
 )
 from tests.test_models import tiny_latent_lm
@@ -81,12 +87,12 @@ def test_a_smaller_batch_is_filled_up_in_the_same_buffers():
     model, asked = tiny_latent_lm(), requests(5)
     engine = LatentLMEngine(model, GUIDED, "static")
     together = engine.generate(asked)
-    step = engine._step
+    step = engine._steps._latest
     few = engine.generate(asked[:2])
-    assert engine._step is step
+    assert engine._steps._latest is step
     torch.testing.assert_close(few, together[:2], rtol=1e-4, atol=1e-5)
     engine.generate(requests(6))
-    assert engine._step is not step
+    assert engine._steps._latest is not step
 
 
 def test_prompts_of_several_tokens_are_read_before_the_first_step():
@@ -96,16 +102,18 @@ def test_prompts_of_several_tokens_are_read_before_the_first_step():
     torch.testing.assert_close(*drawn, rtol=1e-4, atol=1e-5)
 
 
-def test_a_scan_over_the_solver_draws_what_the_loop_draws():
+def test_a_scan_over_the_solver_draws_what_the_loop_draws(monkeypatch):
     """Not compiled: the modulations beforehand or within, an interval, fresh noise."""
+    monkeypatch.setattr(scanned, "compiled_linear", lambda weight: nullcontext())
     model = tiny_latent_lm()
     states, noise, fresh = torch.randn(6, 64), torch.randn(3, 8), torch.randn(4, 3, 8)
     for changes in ({}, {"guidance_interval": (0.3, 0.8)}, {"solver": "ddpm"}):
         sampler = LatentSampler(model, GUIDED.model_copy(update=changes))
         given = (states, noise, fresh if sampler.grid.is_stochastic else None, torch.tensor(2.0))
-        with sampler.drawing(6):
+        with evaluating(model):
             wanted = sampler.draw(*given)
-            torch.testing.assert_close(sampler.draw_scanned(*given), wanted, rtol=1e-4, atol=1e-5)
+            drawn = sampler.draw_scanned(*given)
+        torch.testing.assert_close(drawn, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_compiled_steps_draw_what_eager_ones_draw():
@@ -117,15 +125,40 @@ def test_compiled_steps_draw_what_eager_ones_draw():
     for asked in (requests(MIN_ROWS), requests(2)):
         drawn = engine.generate(asked)
         torch.testing.assert_close(drawn, eager.generate(asked), rtol=1e-4, atol=1e-4)
-    assert ear.warnings == []
-    assert engine._step is not None
-    assert engine._step.mode == "compile"
+    assert (ear.warnings, engine.mode) == ([], "compile")
+
+
+@pytest.mark.parametrize("config", [GUIDED, INTERVAL])
+def test_a_compiled_head_draws_what_the_loop_draws(config):
+    """What a GPU captures where it is to compile."""
+    model, states, noise = tiny_latent_lm(), torch.randn(6, 64), torch.randn(3, 8)
+    plain, compiled = (LatentSampler(model, config) for _ in range(2))
+    compiled.compile_head()
+    with evaluating(model):
+        wanted, drawn = (each.draw(states, noise, None, 2.0) for each in (plain, compiled))
+    torch.testing.assert_close(drawn, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_that_is_replaced_leaves_no_cache_behind():
+    """Not even until the garbage of circles is collected."""
+    engine = LatentLMEngine(tiny_latent_lm(), GUIDED, "static")
+    gc.disable()
+    try:
+        engine.generate(requests(2))
+        latest = engine._steps._latest
+        assert latest is not None
+        cache = weakref.ref(latest.cache)
+        del latest
+        engine.generate(requests(3))
+        assert cache() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("mode", ["compile", "graph"])
 def test_what_cannot_be_had_runs_eagerly_after_one_warning(monkeypatch, mode):
-    def fail(self: DecodeStep) -> None:
-        self._advance()
+    def fail(self: DecodeStep, work: Work) -> Work:
+        self._feed()
         raise RuntimeError("no compiler is here\nand more")
 
     monkeypatch.setattr(DecodeStep, "_compile", fail)
@@ -135,9 +168,20 @@ def test_what_cannot_be_had_runs_eagerly_after_one_warning(monkeypatch, mode):
     wanted = LatentLMEngine(model, GUIDED, "eager").generate(requests(3))
     for _ in range(2):
         torch.testing.assert_close(engine.generate(requests(3)), wanted, rtol=1e-4, atol=1e-5)
-    assert len(ear.warnings) == 1
+    assert (len(ear.warnings), engine.mode) == (1, "eager")
     assert "(no compiler is here)" in ear.warnings[0]
     assert "times as long" in ear.warnings[0]
+
+
+def test_auto_is_decided_anew_for_a_larger_batch(monkeypatch):
+    """A first one that is small, and so is drawn eagerly, decides nothing for those after it."""
+    monkeypatch.setattr(DecodeStep, "_compile", lambda self, work: work)
+    engine = LatentLMEngine(tiny_latent_lm(), GUIDED, num_steps=COMPILE_STEPS_OF_MANY)
+    engine.generate(requests(1))
+    assert engine.mode == "eager"
+    monkeypatch.setattr(LatentSampler, "draw_scanned", LatentSampler.draw)
+    engine.generate(requests(MIN_ROWS))
+    assert engine.mode == "compile"
 
 
 def test_auto_compiles_what_repays_it():
@@ -207,6 +251,17 @@ def test_products_of_many_rows_are_the_same_by_another_library():
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     with fast_linear(layer.weight.bfloat16(), 99) as mode:
         assert mode is None
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 24), (2, 24), (3, 24), (MIN_ROWS, 1, 24)])
+def test_products_for_a_compiler_are_the_same_of_few_rows_and_of_many(shape):
+    x = torch.randn(shape)
+    for layer in (torch.nn.Linear(24, 40), torch.nn.Linear(24, 8, bias=False)):
+        with torch.inference_mode():
+            wanted = layer(x)
+            with compiled_linear(layer.weight):
+                found = layer(x)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_weights_keep_the_solver_in_float32():

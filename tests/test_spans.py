@@ -153,8 +153,11 @@ def test_a_batch_of_unequal_rows_is_as_each_is_alone(config, pace):
 @CONFIGS
 @PACES
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_rows_that_end_are_refilled_and_each_span_is_as_alone(config, pace, batch_size):
+def test_rows_that_end_are_refilled_and_each_span_is_as_alone(
+    monkeypatch, config, pace, batch_size
+):
     """Prompts grow, so that later ones need more room than the first; the cache is moved, too."""
+    monkeypatch.setattr("latentlm_core.sampling.spans.COLUMNS", 1)
     ours = engine(speaker(), config)
     asked = [request(number, 1 + 5 * number % 7, pace) for number in range(5)]
     asked += [request(number % 5, 6 - number % 3, pace) for number in range(5, 9)]
@@ -176,6 +179,7 @@ def test_a_queue_keeps_the_batch_full(monkeypatch):
         return draw(self, states, *rest)
 
     advance = KVCache.advance
+    monkeypatch.setattr("latentlm_core.sampling.spans.COLUMNS", 1)
     monkeypatch.setattr(LatentSampler, "draw", counted)
     monkeypatch.setattr(
         KVCache, "advance", lambda self, n: (advance(self, n), lengths.append(self.length))
@@ -188,6 +192,10 @@ def test_a_queue_keeps_the_batch_full(monkeypatch):
     assert len(heard) == sum(one.num_latents for one in asked) == sum(rows)
     assert set(rows[:-8]) == {4}
     assert max(lengths) <= 2 * 8 + 2 * len(asked[0].prompt.ids)
+
+
+def test_nothing_asked_is_nothing_drawn():
+    assert engine(speaker()).draw([]) == []
 
 
 def test_where_text_stands_changes_what_is_drawn():

@@ -10,7 +10,7 @@ norm before the condition's projection, no bias on the latent's embedding).
 Axes: N latents, C latent channels, D hidden, R noise repeats.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,14 @@ from latentlm_core.diffusion import DiffusionConfig, NoiseSchedule, SolverGrid
 from latentlm_core.draws import Draws
 from latentlm_core.nn.layers import RMSNorm, SwiGLU, TimestepEmbedding, modulate, zero_init
 
+GuidedOutput = Callable[[Tensor, Sequence[Tensor], float | Tensor], Tensor]
+"""``DiffusionHead.guided_output`` or the same compiled."""
+
 MAX_MODULATIONS = 1 << 20
-"""Numbers that ``sample`` holds at once of what timesteps and states do to the layers."""
+"""Numbers that ``sample`` holds at once of what timesteps and states do to the layers: so few that
+a processor's cache holds them."""
+MAX_MODULATIONS_CUDA = 1 << 27
+"""The same on a GPU, where it is launches that cost."""
 
 
 class DiffusionHeadConfig(Config):
@@ -205,6 +211,7 @@ class DiffusionHead(nn.Module):
         guidance_scale: float | Tensor = 1.0,
         fresh_noise: Tensor | None = None,
         guided_steps: range | None = None,
+        guided_output: GuidedOutput | None = None,
     ) -> Tensor:
         """Draw latents.
 
@@ -217,19 +224,19 @@ class DiffusionHead(nn.Module):
             fresh_noise: (S, N, C) for a stochastic solver.
             guided_steps: where guidance acts; elsewhere the conditional rows alone are computed.
                 None: everywhere.
+            guided_output: the method of this name, compiled perhaps.
 
         Returns:
             (N, C) float32 latents.
         """
+        compute = guided_output or self.guided_output
         x = before = noise
         for steps, num_rows in self.solver_segments(condition, noise, grid, guided_steps):
             modulations = self.modulations(
                 condition[:num_rows], t_embeddings[steps.start : steps.stop]
             )
             for place, i in enumerate(steps):
-                output = self.guided_output(
-                    x, [each[place] for each in modulations], guidance_scale
-                )
+                output = compute(x, [each[place] for each in modulations], guidance_scale)
                 fresh = None if fresh_noise is None else fresh_noise[i]
                 x, before = grid.step(i, x, before, output, fresh)
         return x
@@ -251,11 +258,12 @@ class DiffusionHead(nn.Module):
         both, alone = condition.shape[0], noise.shape[0]
         acts = range(len(grid)) if guided_steps is None else guided_steps
         width = (3 * len(self.blocks) + 2) * condition.shape[1]
+        limit = MAX_MODULATIONS_CUDA if condition.is_cuda else MAX_MODULATIONS
         for start, stop, num_rows in (
             (0, acts.start, alone),
             (acts.start, acts.stop, both),
             (acts.stop, len(grid), alone),
         ):
-            size = max(1, MAX_MODULATIONS // (num_rows * width))
+            size = max(1, limit // (num_rows * width))
             for first in range(start, stop, size):
                 yield range(first, min(first + size, stop)), num_rows

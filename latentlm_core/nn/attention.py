@@ -4,10 +4,10 @@ Axes: B rows, L positions, D hidden, N query heads, K key heads, H head dim.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentlm_core.layout import AttentionMask
+from latentlm_core.nn.attend import attend
 from latentlm_core.nn.layers import RMSNorm, rotate
 
 Rotary = tuple[Tensor, Tensor]
@@ -21,10 +21,11 @@ class KVCache:
 
     Once ``pin`` was called, the number of stored positions is on the device and each input, one
     position a row, sees all columns through a mask: no shape and no host number changes from step
-    to step, so that a step can be compiled or captured once. ``unpin`` goes back.
+    to step, so that a step can be compiled or captured once. Whoever runs such a step tells the
+    host's number by ``count``. ``unpin`` goes back.
 
     Attributes:
-        length: positions that are stored, padding included; of a pinned cache, before ``pin``.
+        length: positions that are stored, padding included.
         place: () int64 the same, of a pinned cache; else None.
         padding: (B,) positions before the first of each row; None where no row has any.
         shift: (B,) what is added to the number of a column to get its rotary position; None for 0.
@@ -59,6 +60,8 @@ class KVCache:
             torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * num_layers)
         ]
         self._place = torch.zeros((), dtype=torch.int64, device=device)
+        self._padding = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self._shift = torch.zeros(num_rows, device=device)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, K, L, H) after what is there; return all keys and values of the layer.
@@ -89,9 +92,12 @@ class KVCache:
         """Fix all shapes from now on; inputs are of one position a row, see above."""
         self.place = self._place.fill_(self.length)
 
-    def unpin(self, num_positions: int) -> None:
-        """End that, after so many positions: the host counted them, so nothing is waited for."""
+    def unpin(self) -> None:
+        """End that: the host counted with the device, so nothing is waited for."""
         self.place = None
+
+    def count(self, num_positions: int) -> None:
+        """Note how many positions a pinned cache has stored since."""
         self.length += num_positions
 
     def rewind(self, num_positions: int) -> None:
@@ -154,7 +160,7 @@ class KVCache:
         start = self.length - before.shape[4]
         for part, new in zip(self._store, before.flatten(0, 1), strict=True):
             part[rows, :, start : self.length] = new
-        padding, shift = self._bounds()
+        padding, shift = self.bounds()
         padding[rows] = start
         shift[rows] = -float(start)
 
@@ -168,9 +174,13 @@ class KVCache:
         start = self.length - other.length
         for part, new in zip(self._store, other._store, strict=True):
             part[rows, :, start : self.length] = new[:, :, : other.length]
-        (padding, shift), (from_padding, from_shift) = self._bounds(), other._bounds()
+        (padding, shift), (from_padding, from_shift) = self.bounds(), other.bounds()
         padding[rows] = from_padding + start
         shift[rows] = from_shift - float(start)
+
+    def forget(self, rows: Tensor) -> None:
+        """Let some rows be nothing but padding, (B',) indices."""
+        self.bounds()[0][rows] = self.length
 
     @property
     def room(self) -> int:
@@ -183,21 +193,23 @@ class KVCache:
         Args:
             columns: at most ``room``, at least minus the least ``padding``.
         """
-        padding, shift = self._bounds()
+        padding, shift = self.bounds()
         start = max(0, -columns)
         for part in self._store:
             held = part[:, :, start : self.length].clone()
             part[:, :, start + columns : self.length + columns] = held
         self.length += columns
-        self.padding, self.shift = padding + columns, shift - columns
+        padding += columns
+        shift -= columns
+        if self.place is not None:
+            self.place.fill_(self.length)
 
-    def _bounds(self) -> tuple[Tensor, Tensor]:
-        """Padding and shift, made if there are none."""
-        num_rows, device = self._store[0].shape[0], self._place.device
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Padding and shift, zero if there are none; a captured step finds them where they were."""
         if self.padding is None:
-            self.padding = torch.zeros(num_rows, dtype=torch.int64, device=device)
+            self.padding = self._padding.zero_()
         if self.shift is None:
-            self.shift = torch.zeros(num_rows, device=device)
+            self.shift = self._shift.zero_()
         return self.padding, self.shift
 
     def keep(self, rows: Tensor) -> None:
@@ -233,7 +245,6 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.head_dim = head_dim or hidden_size // num_heads
-        self.num_kv_heads = num_kv_heads
         self.sizes = [num_heads * self.head_dim, *[num_kv_heads * self.head_dim] * 2]
         self.qkv = nn.Linear(hidden_size, sum(self.sizes), bias=qkv_bias)
         self.out = nn.Linear(self.sizes[0], hidden_size, bias=False)
@@ -263,7 +274,7 @@ class Attention(nn.Module):
             (B, L, D).
         """
         query, key, value = (
-            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            part.view(*x.shape[:2], part.shape[2] // self.head_dim, self.head_dim).transpose(1, 2)
             for part in self.qkv(x).split(self.sizes, dim=-1)
         )
         if self.query_norm is not None and self.key_norm is not None:
@@ -272,12 +283,5 @@ class Attention(nn.Module):
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
             key, value = cache.append(layer, key, value)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask.allowed,
-            is_causal=mask.is_causal,
-            enable_gqa=self.num_kv_heads != query.shape[1],
-        )
+        mixed = attend(query, key, value, mask)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

@@ -1,11 +1,13 @@
-"""Products of matrices by oneDNN where the default is slower: float32 on a CPU.
+"""Products of matrices where the default is slower: float32 on a CPU.
 
 Notable: PyTorch multiplies float32 with MKL, which uses AVX-512 on Intel's processors alone; on
 others oneDNN, which comes with PyTorch too, is about twice as fast from 16 rows on (measured on an
-AMD EPYC: 109 us for 230 us). Results differ in the last digits, so this is for sampling alone, and
-for as long as the mode is entered.
+AMD EPYC: 109 us for 230 us). Of one or two rows MKL reads the weights once for each, on one core; a
+compiler that is given a product and a sum instead shares them among the cores. Results differ in
+the last digits, so this is for sampling alone, and for as long as a mode is entered.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,6 +21,8 @@ HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyp
 """Whether this PyTorch was built with it."""
 MIN_ROWS = 16
 """Fewer rows are a matter of reading the weights, where MKL is the faster one."""
+FEW_ROWS = 2
+"""So many rows are multiplied and summed one by one; with 4, MKL is twice as fast as that."""
 
 
 class OneDNNLinear(TorchFunctionMode):
@@ -37,12 +41,45 @@ class OneDNNLinear(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class CompiledLinear(TorchFunctionMode):
+    """``F.linear`` as a compiler makes the most of it, by the number of rows."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Take over what is an ``F.linear`` of many rows, or of few."""
+        if func is F.linear and not kwargs:
+            num_rows = math.prod(args[0].shape[:-1])
+            if num_rows >= MIN_ROWS and HAS_ONEDNN:
+                return torch.ops.latentlm.linear(*args)
+            if num_rows <= FEW_ROWS:
+                return _row_by_row(*args)
+        return func(*args, **(kwargs or {}))
+
+
 def fast_linear(weight: Tensor, num_rows: int) -> AbstractContextManager[Any]:
     """A context in which products of so many rows with weights like this one are fast."""
-    is_suited = weight.device.type == "cpu" and weight.dtype == torch.float32
-    if is_suited and num_rows >= MIN_ROWS and HAS_ONEDNN:
-        return OneDNNLinear()
-    return nullcontext()
+    is_many = num_rows >= MIN_ROWS and HAS_ONEDNN
+    return OneDNNLinear() if is_many and _is_suited(weight) else nullcontext()
+
+
+def compiled_linear(weight: Tensor) -> AbstractContextManager[Any]:
+    """The same in code that is compiled, where each product may have rows of its own number."""
+    return CompiledLinear() if _is_suited(weight) else nullcontext()
+
+
+def _is_suited(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def _row_by_row(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    rows = [(weight * row).sum(-1) for row in x.flatten(0, -2)]
+    product = torch.stack(rows).view(*x.shape[:-1], -1)
+    return product if bias is None else product + bias
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

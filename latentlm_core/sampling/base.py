@@ -6,8 +6,7 @@ sample is the same alone, in any batch and on any device (up to the rounding of 
 Axes: B requests, T latent positions, C latent channels, D hidden, S solver steps.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
@@ -20,8 +19,8 @@ from latentlm_core.config import Config
 from latentlm_core.diffusion import Solver, solver_grid
 from latentlm_core.errors import ConfigError
 from latentlm_core.models.few_step import FewStepConfig
+from latentlm_core.models.heads import GuidedOutput
 from latentlm_core.models.latent_lm import LatentLM
-from latentlm_core.nn.matmul import fast_linear
 from latentlm_core.runtime import evaluating, generator
 from latentlm_core.sampling.scanned import sample_scanned
 
@@ -172,12 +171,13 @@ class LatentSampler:
         with evaluating(model):
             self._t_embeddings = model.head.embed_times(self.grid)
             self._table = self.grid.table(self.device)
+        self._guided_output: GuidedOutput = model.head.guided_output
 
-    @contextmanager
-    def drawing(self, num_rows: int) -> Iterator[None]:
-        """Inside the block the model is evaluated, its products as fast as they can be."""
-        with evaluating(self.model), fast_linear(self.model.latent_embedding.weight, num_rows):
-            yield
+    def compile_head(self) -> None:
+        """Let inductor make one piece of each solver step of ``draw``."""
+        self._guided_output = torch.compile(
+            self.model.head.guided_output, dynamic=False, fullgraph=True
+        )
 
     def noise(self, requests: Sequence[Seeded]) -> Noise:
         """All the randomness of some requests."""
@@ -203,6 +203,7 @@ class LatentSampler:
             guidance_scale,
             None if fresh is None else fresh.to(self.device),
             self.guided_steps,
+            self._guided_output,
         )
 
     def draw_scanned(

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from latentlm_core.models.latent_lm import LatentLM
-from latentlm_core.nn.attention import KVCache
+from latentlm_core.progress import SILENT, Progress
+from latentlm_core.runtime import evaluating
 from latentlm_core.sampling.base import (
     BOUND,
     END,
@@ -35,6 +36,7 @@ from latentlm_core.sampling.continuation import (
     ContinuationListener,
     ContinuationRequest,
 )
+from latentlm_core.sampling.decoding import DecodeStep, DecodeSteps, Mode
 from latentlm_core.sampling.prompts import Prompt, read_prompts, token_prompt
 from latentlm_core.sampling.words import TextSamplerConfig, choose_tokens
 from latentlm_core.tokenizers.text import Marks
@@ -49,6 +51,9 @@ class InterleavedEngine:
         text_config: how tokens are chosen.
         marks: ids that are no text.
         num_latents: T.
+        mode: how the decode step runs.
+        num_steps: decode steps that are expected in all: what ``auto`` goes by on a CPU.
+        progress: hears why a mode cannot be had.
 
     Raises:
         ConfigError: the guidance schedule is not constant.
@@ -61,6 +66,9 @@ class InterleavedEngine:
         text_config: TextSamplerConfig,
         marks: Marks,
         num_latents: int,
+        mode: Mode = "auto",
+        num_steps: int = 0,
+        progress: Progress = SILENT,
     ) -> None:
         config.require_constant_guidance("Images stand among text here")
         self.model = model
@@ -69,6 +77,12 @@ class InterleavedEngine:
         self.marks = marks
         self.num_latents = num_latents
         self.sampler = LatentSampler(model, config)
+        self.steps = DecodeSteps(self.sampler, mode, num_steps, progress, model.logits)
+
+    @property
+    def mode(self) -> Mode:
+        """See ``DecodeSteps``."""
+        return self.steps.mode
 
     def write(
         self, requests: Sequence[ContinuationRequest], listener: ContinuationListener | None = None
@@ -82,10 +96,10 @@ class InterleavedEngine:
         Returns:
             a document for each request, on the host.
         """
-        with self.sampler.drawing(len(requests)):
+        with evaluating(self.model):
             batch = _Batch(self, requests, listener)
-            while batch.rows:
-                batch.step()
+            while batch.is_busy:
+                batch.advance()
         return [Continuation(tuple(row.pieces), row.ended_by) for row in batch.all_rows]
 
 
@@ -107,7 +121,7 @@ class _Row(ContinuationDraft):
 
 
 class _Batch:
-    """Rows on their way, their states (B or 2 B, D), and the cache behind these."""
+    """Rows on their way, and the step that draws and reads for them all."""
 
     def __init__(
         self,
@@ -136,79 +150,90 @@ class _Batch:
         marks, channels = self.marks, self.model.config.latent_channels
         free = token_prompt([marks.bos, marks.null, marks.bod], channels)
         self.free_block = self._block(free) if self.is_guided else None
-        self.state, self.cache = self._read(requests, free)
+        self.step = self._begin_step([request.prompt for request in requests], free)
 
-    def step(self) -> None:
+    @property
+    def is_busy(self) -> bool:
+        """Whether any row goes on."""
+        return not all(row.ended_by for row in self.rows)
+
+    def advance(self) -> None:
         """Give every row its next element, drop the rows that ended, feed the others'."""
         latents, tokens = self._draw(), self._choose()
-        elements = [
-            self._take_latent(row, latents[row.index])
-            if row.index in latents
-            else self._take_token(row, tokens)
-            for row in self.rows
-        ]
-        going = [place for place, row in enumerate(self.rows) if not row.ended_by]
-        if len(going) < len(self.rows):
-            self._keep(going)
+        elements: list[int | Tensor] = [0] * self.step.num_requests
+        for place, row in self._going():
+            if place in latents:
+                elements[place] = self._take_latent(row, latents[place])
+            else:
+                elements[place] = self._take_token(row, tokens.get(place))
+        going = [place for place, _ in self._going()]
+        if self.step.mode == "eager" and len(going) < len(self.rows):
+            self.rows = [self.rows[place] for place in going]
             elements = [elements[place] for place in going]
-        if self.rows:
+            self.step.keep(going)
+        if going:
             self._feed(elements)
+
+    def _going(self) -> list[tuple[int, _Row]]:
+        """The rows that have not ended, and their places."""
+        return [(place, row) for place, row in enumerate(self.rows) if not row.ended_by]
 
     def _block(self, free: Prompt) -> Tensor:
         """Keys and values of what stands before ``bod`` in the unconditional branch."""
         _, cache = read_prompts(self.model, [free], 0)
         return cache.read(0)[..., :-1, :]
 
-    def _read(
-        self, requests: Sequence[ContinuationRequest], free: Prompt
-    ) -> tuple[Tensor, KVCache]:
-        prompts = [request.prompt for request in requests]
-        if self.is_guided:
-            prompts += [free] * len(requests)
-        more = max(self._num_steps(request) for request in requests)
-        return read_prompts(self.model, prompts, more, least=len(free.ids))
+    def _begin_step(self, prompts: list[Prompt], free: Prompt) -> DecodeStep:
+        """The step, in which the prompts are read."""
+        longest = max(len(free.ids), *(len(prompt.ids) for prompt in prompts))
+        more = max(self._num_steps(row.request) for row in self.rows)
+        branches = 2 if self.is_guided else 1
+        step = self.engine.steps.get(branches, len(prompts), longest + more)
+        step.cache.reset()
+        unconditional = [free] * len(prompts) if self.is_guided else []
+        step.read(list(range(len(prompts))), prompts + unconditional, least=len(free.ids))
+        step.pin()
+        return step
 
     def _num_steps(self, request: ContinuationRequest) -> int:
         count = request.num_tokens + request.num_images * (self.engine.num_latents + 2)
         return 1 + (count if request.room is None else min(count, request.room))
 
     def _draw(self) -> dict[int, Tensor]:
-        """The next latent (C,) of every row that is in an image, by the request's index."""
+        """The next latent (C,) of every row that is in an image, by the row's place."""
         length = self.engine.num_latents
-        places = [
-            place
-            for place, row in enumerate(self.rows)
+        drawing = {
+            place: row
+            for place, row in self._going()
             if row.place is not None and row.place < length
-        ]
-        if not places:
+        }
+        if not drawing:
             return {}
-        drawing = [self.rows[place] for place in places]
-        states = [*places, *(place + len(self.rows) for place in places if self.is_guided)]
-        columns = [row.num_images * length + (row.place or 0) for row in drawing]
-        indices = [row.index for row in drawing]
+        columns = [row.num_images * length + (row.place or 0) for row in drawing.values()]
+        indices = [row.index for row in drawing.values()]
         fresh = None if self.noise.fresh is None else self.noise.fresh[:, indices, columns]
-        drawn = self.sampler.draw(
-            self.state[states],
+        drawn = self.step.draw(
+            list(drawing),
             self.noise.start[indices, columns],
             fresh,
             self.engine.config.guidance_scale,
         )
-        return dict(zip(indices, drawn, strict=True))
+        return dict(zip(drawing, drawn, strict=True))
 
     def _choose(self) -> dict[int, int]:
-        """What the model would write next in every row among words, by the request's index."""
-        places = [place for place, row in enumerate(self.rows) if row.place is None]
-        if not places:
+        """What the model would write next in every row among words, by the row's place."""
+        writing = {place: row for place, row in self._going() if row.place is None}
+        if not writing:
             return {}
-        rows = [self.rows[place] for place in places]
+        assert self.step.decided is not None
         tokens = choose_tokens(
-            self.model.logits(self.state[places]),
-            [row.may_draw for row in rows],
+            self.step.decided[list(writing)],
+            [row.may_draw for row in writing.values()],
             self.marks,
             self.engine.text_config,
-            [row.source for row in rows],
+            [row.source for row in writing.values()],
         )
-        return dict(zip((row.index for row in rows), tokens, strict=True))
+        return dict(zip(writing, tokens, strict=True))
 
     def _take_latent(self, row: _Row, latent: Tensor) -> Tensor:
         row.latents.append(latent)
@@ -223,13 +248,12 @@ class _Batch:
                 row.ended_by = END
         return latent
 
-    def _take_token(self, row: _Row, tokens: dict[int, int]) -> int:
-        """The next token of a row: ``eod`` after an image, else what the model chooses."""
+    def _take_token(self, row: _Row, token: int | None) -> int:
+        """The next token of a row: what the model chooses or, where it does not, ``eod``."""
         marks = self.marks
-        if row.place is not None:
+        if token is None:
             row.place = None
             return marks.eod
-        token = tokens[row.index]
         if token == marks.eos:
             row.ended_by = END
         elif token == marks.bod:
@@ -256,21 +280,14 @@ class _Batch:
             x = x.index_copy(0, places, latents.squeeze(1).to(x.dtype))
         if self.is_guided:
             x = x.repeat(2, 1)
-            self._begin([place for place, row in enumerate(self.rows) if row.place == 0])
-        self.state = self.model.step(x.unsqueeze(1), self.cache)
+            self._begin([place for place, row in self._going() if row.place == 0])
+        self.step.feed(x.unsqueeze(1))
 
     def _begin(self, places: list[int]) -> None:
         """Let the unconditional twins of some rows know nothing but that an image begins now."""
         if places and self.free_block is not None:
-            twins = torch.tensor(places, device=self.sampler.device) + len(self.rows)
-            self.cache.begin(twins, self.free_block)
-
-    def _keep(self, going: list[int]) -> None:
-        twins = [place + len(self.rows) for place in going] if self.is_guided else []
-        rows = torch.tensor([*going, *twins], dtype=torch.int64, device=self.sampler.device)
-        self.cache.keep(rows)
-        self.state = self.state[rows]
-        self.rows = [self.rows[place] for place in going]
+            twins = torch.tensor(places, device=self.sampler.device) + self.step.num_requests
+            self.step.cache.begin(twins, self.free_block)
 
     def _tell(self, row: _Row, made: int | Tensor) -> None:
         if self.listener is not None:

@@ -17,7 +17,7 @@ from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.runtime import evaluating
 from latentlm_core.sampling.base import LatentSampler, Noise, Request, SamplerConfig
-from latentlm_core.sampling.decoding import DecodeStep, Mode, resolve_mode
+from latentlm_core.sampling.decoding import DecodeStep, DecodeSteps, Mode
 
 
 class LatentLMEngine:
@@ -43,13 +43,12 @@ class LatentLMEngine:
         self.config = config
         self._sampler = LatentSampler(model, config)
         self.grid = self._sampler.grid
-        self._mode, self._num_steps, self._progress = mode, num_steps, progress
-        self._step: DecodeStep | None = None
+        self._steps = DecodeSteps(self._sampler, mode, num_steps, progress)
 
     @property
     def mode(self) -> Mode:
-        """How the latest decode step ran; before there is one, what was asked for."""
-        return self._mode if self._step is None else self._step.mode
+        """See ``DecodeSteps``."""
+        return self._steps.mode
 
     def generate(
         self, requests: Sequence[Request], on_position: Callable[[], None] | None = None
@@ -74,16 +73,18 @@ class LatentLMEngine:
         Returns:
             (B, T, C) float32, on the host.
         """
-        sampler = self._sampler
-        start = noise.start.to(sampler.device)
-        fresh = None if noise.fresh is None else noise.fresh.to(sampler.device)
+        device = self._sampler.device
+        start = noise.start.to(device)
+        fresh = None if noise.fresh is None else noise.fresh.to(device)
         num_requests, num_latents = start.shape[:2]
         drawn = torch.empty_like(start)
         with evaluating(self.model):
-            step = self._step_for(ids, num_requests, num_latents)
-            rows = torch.arange(step.num_requests, device=sampler.device) % num_requests
+            step = self._steps.get(
+                ids.shape[0] // num_requests, num_requests, ids.shape[1] + num_latents
+            )
+            rows = torch.arange(step.num_requests, device=device) % num_requests
             branches = ids.view(-1, num_requests, ids.shape[1])[:, rows].flatten(0, 1)
-            step.begin(self.model.embed(branches, *_no_latents(branches, start.shape[2])))
+            self._read(branches, step)
             for i in range(num_latents):
                 latents = step(
                     start[rows, i],
@@ -95,20 +96,12 @@ class LatentLMEngine:
                     on_position()
         return drawn.cpu()
 
-    def _step_for(self, ids: Tensor, num_requests: int, num_latents: int) -> DecodeStep:
-        """A step with these rows, or more where one is compiled already."""
-        max_length = ids.shape[1] + num_latents - 1
-        num_branches = ids.shape[0] // num_requests
-        step = self._step
-        if step is not None and step.mode != "eager":
-            fits = num_requests <= step.num_requests and max_length == step.max_length
-            if fits and step.x.shape[0] == num_branches * step.num_requests:
-                return step
-        mode = resolve_mode(self._mode, self._sampler.device, ids.shape[0], self._num_steps)
-        self._step = DecodeStep(
-            self._sampler, ids.shape[0], num_requests, max_length, mode, self._progress
-        )
-        return self._step
+    def _read(self, ids: Tensor, step: DecodeStep) -> None:
+        """Read the prompts (R, P) into a step that forgets all else."""
+        x = self.model.embed(ids, *_no_latents(ids, self.model.config.latent_channels))
+        step.cache.reset()
+        step.state.copy_(self.model.step(x, step.cache))
+        step.pin()
 
     def _guidance_scale(self, position: int, num_latents: int) -> float:
         scale = self.config.guidance_scale

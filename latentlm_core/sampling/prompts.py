@@ -14,6 +14,7 @@ from torch import Tensor
 from latentlm_core.layout import Kind
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.nn.attention import KVCache
+from latentlm_core.nn.matmul import fast_linear
 
 
 class Prompt(NamedTuple):
@@ -64,7 +65,8 @@ def read_prompts(
     cache = model.backbone.new_cache(len(prompts), longest + num_more)
     if padding.any():
         cache.padding = padding.to(device)
-    state = model.step(model.embed(ids, latents, kind), cache, position)
+    with fast_linear(model.token_embedding.weight, ids.numel()):
+        state = model.step(model.embed(ids, latents, kind), cache, position)
     cache.shift = position[:, -1] + 1 - cache.length
     return state, cache
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from latentlm_core.models.heads import MAX_MODULATIONS, DiffusionHead
-from latentlm_core.nn.matmul import fast_linear
+from latentlm_core.nn.matmul import compiled_linear
 
 
 def sample_scanned(
@@ -79,7 +79,7 @@ def _scan(
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         x, before = carry
         row, *more = given
-        with fast_linear(head.latent_embedding.weight, num_rows):  # outer modes end at a scan
+        with compiled_linear(head.latent_embedding.weight):  # outer modes end at a scan
             if is_small:
                 modulations = more[: len(head.blocks) + 1]
             else:

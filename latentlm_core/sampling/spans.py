@@ -4,8 +4,8 @@ A state predicts the next latent and, through the softmax head, whether there is
 "latents go on" against the mark "end of data". Rows have prompts of different lengths, made of
 tokens and latents; they are padded on the left, so that all of them write at one place of the
 cache. A row that has ended takes the next request that waits, so spans of mixed lengths keep the
-batch full; once none waits, it leaves the batch. Where the cache is full, what its rows have left
-behind is dropped. A span is the same in any company.
+batch full; once none waits, it leaves the batch, or is idle where shapes must stay. Where the cache
+is full, what its rows have left behind is dropped. A span is the same in any company.
 
 Guidance holds for latents alone: whether they end is what the conditional row says. Conditional
 and unconditional rows go through one batch, one cache and one head call per solver step.
@@ -13,6 +13,7 @@ and unconditional rows go through one batch, one cache and one head call per sol
 Axes: B requests, P prompt positions, T latent positions, C latent channels, S solver steps.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +22,14 @@ import torch
 from torch import Tensor
 
 from latentlm_core.models.latent_lm import LatentLM
-from latentlm_core.nn.attention import KVCache
+from latentlm_core.progress import SILENT, Progress
+from latentlm_core.runtime import evaluating
 from latentlm_core.sampling.base import BOUND, END, LatentSampler, SamplerConfig
-from latentlm_core.sampling.prompts import Prompt, read_prompts
+from latentlm_core.sampling.decoding import DecodeSteps, Mode
+from latentlm_core.sampling.prompts import Prompt
+
+COLUMNS = 128
+"""Caches have multiples of it, so that other lengths seldom mean that a step is made anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,9 @@ class SpanEngine:
         go_on: id of the mark for "latents go on".
         end: id of the mark for "end of data".
         batch_size: requests that are drawn side by side, at most; None: all.
+        mode: how the decode step runs.
+        num_steps: decode steps that are expected in all: what ``auto`` goes by on a CPU.
+        progress: hears why a mode cannot be had.
 
     Raises:
         ConfigError: the guidance schedule needs to know the last latent.
@@ -97,6 +106,9 @@ class SpanEngine:
         go_on: int,
         end: int,
         batch_size: int | None = None,
+        mode: Mode = "auto",
+        num_steps: int = 0,
+        progress: Progress = SILENT,
     ) -> None:
         config.require_constant_guidance(
             "Nobody knows beforehand which latent of speech is the last"
@@ -106,65 +118,126 @@ class SpanEngine:
         self.batch_size = batch_size
         self.sampler = LatentSampler(model, config)
         self.grid = self.sampler.grid
-        self.marks = [go_on, end]
+        self.go_on, self.end = go_on, end
+        self.steps = DecodeSteps(self.sampler, mode, num_steps, progress, self._ends)
 
-    def draw(self, requests: Sequence[SpanRequest], listener: Listener | None = None) -> list[Span]:
+    @property
+    def mode(self) -> Mode:
+        """See ``DecodeSteps``."""
+        return self.steps.mode
+
+    def draw(
+        self,
+        requests: Sequence[SpanRequest],
+        listener: Listener | None = None,
+        on_end: Callable[[int, Span], None] | None = None,
+    ) -> list[Span]:
         """Draw every span.
 
         Args:
             requests: of any lengths, and as many as one likes.
             listener: hears each latent as it is drawn, and may end its span.
+            on_end: takes the index of a request and its span as soon as this has ended.
 
         Returns:
             a span for each request, on the host.
         """
+        if not requests:
+            return []
         spans: dict[int, Span] = {}
-        size = min(self.batch_size or len(requests), len(requests))
-        branches = 2 if self.config.is_guided else 1
-        with self.sampler.drawing(size * branches):
-            batch = _Batch(self, requests, size)
-            while batch.rows:
-                for row, reason in batch.step(listener):
+        with evaluating(self.model):
+            batch = _Batch(self, requests)
+            while batch.is_busy:
+                for row, reason in batch.advance(listener):
                     spans[row.index] = Span(torch.stack(row.latents), reason)
+                    if on_end is not None:
+                        on_end(row.index, spans[row.index])
         return [spans[index] for index in range(len(requests))]
+
+    def _ends(self, states: Tensor) -> Tensor:
+        """Whether the latents end after each state, (B, D) => (B,)."""
+        scores = self.model.logits(states)
+        return scores[:, self.end] > scores[:, self.go_on]
 
 
 class _Batch:
-    """Rows on their way, their states (B or 2 B, D), the cache behind these, and who waits."""
+    """Rows on their way, None where one is idle, the step that draws them, and who waits."""
 
-    def __init__(self, engine: SpanEngine, requests: Sequence[SpanRequest], size: int) -> None:
+    def __init__(self, engine: SpanEngine, requests: Sequence[SpanRequest]) -> None:
         self.engine = engine
-        self.model, self.sampler = engine.model, engine.sampler
-        self.is_guided = engine.config.is_guided
+        self.sampler, self.is_guided = engine.sampler, engine.config.is_guided
         self.waiting = deque(enumerate(requests))
-        self.rows = [self._next_row() for _ in range(size)]
+        size = min(engine.batch_size or len(requests), len(requests))
         longest = max(request.num_latents for request in requests)
         prompts = [p for one in requests for p in (one.prompt, one.unconditional)]
         behind = max(len(prompt.ids) for prompt in prompts)
-        is_queue = bool(self.waiting)
         # of a queue, twice what a row needs at most, so that rows are seldom moved
-        self.state, self.cache = self._read(
-            self.rows, (2 * longest + behind) if is_queue else longest
-        )
+        room = behind + (2 * longest if len(requests) > size else longest)
+        room = COLUMNS * math.ceil(room / COLUMNS)
+        self.step = engine.steps.get(2 if self.is_guided else 1, size, room)
+        self.step.cache.reset()
+        self.rows: list[_Row | None] = [None] * self.step.num_requests
+        self._refill(list(range(size)))
+        self.step.pin()
 
-    def step(self, listener: Listener | None) -> list[tuple[_Row, str]]:
+    @property
+    def is_busy(self) -> bool:
+        """Whether any row is."""
+        return any(self.rows)
+
+    def advance(self, listener: Listener | None) -> list[tuple[_Row, str]]:
         """Draw and feed a latent of every row; the rows that ended with it, and why."""
-        latents = self.sampler.draw(self.state, *self._noise(), self.engine.config.guidance_scale)
-        if not self.cache.room:
-            self.cache.move(-self._least_padding())
-        rows = self.sampler.embed(latents).repeat(2 if self.is_guided else 1, 1, 1)
-        self.state = self.model.step(rows, self.cache)
-        ends = self._ends(self.state[: len(self.rows)])
-        ended: dict[int, str] = {}
-        for place, (row, latent) in enumerate(zip(self.rows, latents.cpu(), strict=True)):
-            row.latents.append(latent)
-            heard = listener(row.index, latent) if listener else None
+        if not self.step.cache.room:
+            self._make_room()
+        latents = self.step(*self._noise(), self.engine.config.guidance_scale).to("cpu", copy=True)
+        assert self.step.decided is not None
+        ends = self.step.decided.tolist()
+        ended: dict[int, tuple[_Row, str]] = {}
+        for place, row in enumerate(self.rows):
+            if row is None:
+                continue
+            row.latents.append(latents[place])
+            heard = listener(row.index, latents[place]) if listener else None
             is_bound = row.place == row.request.num_latents
             if reason := END if ends[place] else heard or (BOUND if is_bound else None):
-                ended[place] = reason
-        done = [(self.rows[place], reason) for place, reason in ended.items()]
+                ended[place] = row, reason
         self._replace(list(ended))
-        return done
+        return list(ended.values())
+
+    def _noise(self) -> tuple[Tensor, Tensor | None]:
+        """What the next latents start from, (B, C), and fresh noise (S, B, C); idle rows: zero."""
+        busy = next(row for row in self.rows if row is not None)
+        none = torch.zeros_like(busy.start[0])
+        start = torch.stack([none if row is None else row.start[row.place] for row in self.rows])
+        if busy.fresh is None:
+            return start, None
+        no_fresh = torch.zeros_like(busy.fresh[:, 0])
+        fresh = [
+            no_fresh if row is None or row.fresh is None else row.fresh[:, row.place]
+            for row in self.rows
+        ]
+        return start, torch.stack(fresh, dim=1)
+
+    def _replace(self, places: list[int]) -> None:
+        """Let the next requests take the places of what has ended; drop the places left over."""
+        for place in places:
+            self.rows[place] = None
+        if taken := places[: len(self.waiting)]:
+            self._refill(taken)
+        going = [place for place, row in enumerate(self.rows) if row is not None]
+        if self.step.mode == "eager" and len(going) < len(self.rows):
+            self.rows = [self.rows[place] for place in going]
+            self.step.keep(going)
+
+    def _refill(self, places: list[int]) -> None:
+        """Let the next requests begin at some places."""
+        taken = [self._next_row() for _ in places]
+        for place, row in zip(places, taken, strict=True):
+            self.rows[place] = row
+        prompts = [row.request.prompt for row in taken]
+        if self.is_guided:
+            prompts += [row.request.unconditional for row in taken]
+        self.step.read(places, prompts)
 
     def _next_row(self) -> _Row:
         index, request = self.waiting.popleft()
@@ -173,54 +246,9 @@ class _Batch:
             index, request, noise.start[0], None if noise.fresh is None else noise.fresh[:, 0]
         )
 
-    def _noise(self) -> tuple[Tensor, Tensor | None]:
-        """What the next latents start from, (B, C), and fresh noise (S, B, C)."""
-        start = torch.stack([row.start[row.place] for row in self.rows])
-        fresh = [row.fresh[:, row.place] for row in self.rows if row.fresh is not None]
-        return start, torch.stack(fresh, dim=1) if fresh else None
-
-    def _ends(self, state: Tensor) -> list[bool]:
-        """Whether the latents end after each conditional state (B, D)."""
-        go_on, end = self.model.logits(state)[:, self.engine.marks].unbind(1)
-        return (end > go_on).tolist()
-
-    def _replace(self, places: list[int]) -> None:
-        """Let the next requests take the places of what has ended; drop the places left over."""
-        taken = places[: len(self.waiting)]
-        if taken:
-            for place in taken:
-                self.rows[place] = self._next_row()
-            self._refill(taken)
-        left = set(places[len(taken) :])
-        if left:
-            going = [place for place in range(len(self.rows)) if place not in left]
-            indices = self._with_twins(going)
-            self.rows = [self.rows[place] for place in going]
-            self.cache.keep(indices)
-            self.state = self.state[indices]
-
-    def _refill(self, places: list[int]) -> None:
-        """Read the prompts of new rows into the cache."""
-        state, cache = self._read([self.rows[place] for place in places], 0)
-        if self.cache.length < cache.length:
-            self.cache.move(cache.length - self.cache.length)
-        indices = self._with_twins(places)
-        self.cache.refill(indices, cache)
-        self.state = self.state.index_copy(0, indices, state)
-
-    def _read(self, rows: Sequence[_Row], num_more: int) -> tuple[Tensor, KVCache]:
-        """The last state of every prompt, (B or 2 B, D), and the cache behind it."""
-        prompts = [row.request.prompt for row in rows]
-        if self.is_guided:
-            prompts += [row.request.unconditional for row in rows]
-        return read_prompts(self.model, prompts, num_more)
-
-    def _with_twins(self, places: list[int]) -> Tensor:
-        """Indices of rows and of their unconditional ones."""
-        twins = [place + len(self.rows) for place in places] if self.is_guided else []
-        return torch.tensor([*places, *twins], dtype=torch.int64, device=self.sampler.device)
-
-    def _least_padding(self) -> int:
-        """Columns that no row needs any more."""
-        assert self.cache.padding is not None
-        return int(self.cache.padding.min())
+    def _make_room(self) -> None:
+        """Drop the columns that no row needs any more."""
+        cache = self.step.cache
+        idle = [place for place, row in enumerate(self.rows) if row is None]
+        cache.forget(self.step.indices(idle))
+        cache.move(-int(cache.bounds()[0].min()))

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from latentlm_core.config import Config, Depth, Width
 from latentlm_core.errors import DataError
+from latentlm_core.layout import AttentionMask
+from latentlm_core.nn.attend import attend
 from latentlm_core.tokenizers.base import Grid
 
 NORM_EPSILON = 1e-6
@@ -179,7 +181,7 @@ class _Attention(nn.Module):
         qkv = F.linear(hidden, self.qkv.weight, bias)
         heads = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1)
         q, k, v = heads.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = attend(q, k, v, AttentionMask())
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
