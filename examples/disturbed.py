@@ -42,7 +42,13 @@ RESULTS = dict(zip(STAGES, ("runs/vae", "latents/dots", "runs/lm", "samples/dots
 """The folder that each of them writes."""
 NUM_SAMPLES = 40
 SIDE, CLASSES = 16, 4
-CLOCK_KEYS = {"samples_per_second", "data_wait_share", "seconds"}
+CLOCK_KEYS = {
+    "samples_per_second",
+    "tokens_per_second",
+    "flops_utilisation",
+    "data_wait_share",
+    "seconds",
+}
 """What a clock decides: of metrics.jsonl, of the provenance in config.json, of state.json."""
 SEALS = {"checksum", "sha256"}
 """Checksums over the file that they stand in, and so over what a clock decides."""

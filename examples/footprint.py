@@ -64,6 +64,7 @@ class Plan:
         recompute: whether blocks are computed twice.
         rows: sequences that a process computes at once.
         batches: how many times it does so in a step.
+        reduce_each_batch: whether gradients are summed each time, not once a step.
         grid: latents of an image.
     """
 
@@ -74,6 +75,7 @@ class Plan:
     recompute: bool = False
     rows: int = 32
     batches: int = 1
+    reduce_each_batch: bool = False
     grid: tuple[int, int] = (16, 16)
 
 
@@ -201,7 +203,7 @@ def measure(plan: Plan, processes: Processes, is_real: bool) -> Footprint:
     """What a step of ``plan`` takes of this process, with data or without."""
     recipe = lm_recipe(plan.recipe)
     mesh = mesh_of(plan.parallel, plan.shard_size, CPU, processes)
-    is_bucketed = mesh is None and not is_real
+    is_bucketed = mesh is None and not is_real and processes.size > 1
     batch = _batch(plan)
     without_data = nullcontext() if is_real else FakeTensorMode(allow_non_fake_inputs=True)
     with without_data as mode, Meter(mode) as meter:
@@ -212,7 +214,7 @@ def measure(plan: Plan, processes: Processes, is_real: bool) -> Footprint:
             shard(model, mesh, HALF)
         weights = list(model.parameters())
         buckets = [torch.empty_like(weight) for weight in weights] if is_bucketed else []
-        backward = backward_of(model, ALONE if is_bucketed else processes)
+        backward = backward_of(model, ALONE if is_bucketed else processes, plan.reduce_each_batch)
         optimizer = build_optimizer(model, recipe.optimizer)
         optimizer.found_inf = torch.zeros(())
         average = Ema(model, recipe.trainer.ema_decay)
@@ -310,4 +312,5 @@ def tiny_plans(processes: int) -> list[Plan]:
         tiny("fsdp"),
         tiny("fsdp", recompute=True, batches=3),
         tiny("fsdp", shard_size=processes // 2, batches=3),
+        tiny("fsdp", batches=3, reduce_each_batch=True),
     ]

@@ -1,8 +1,9 @@
 """Memory and traffic of each GPU for the paper's large sizes, by simulation: no GPU is needed.
 
-Every way to share a model is tried for 8, 64 and 256 GPUs, with blocks computed once and twice, and
-the cheapest that fits a card is printed as a command. A card counts as full at 90 %: CUDA, NCCL and
-cuBLAS take something for themselves, and memory has holes. ``footprint.py`` tells what is counted.
+Every way to share a model is tried for 8, 64 and 256 GPUs, with blocks computed once and twice and,
+where a GPU has several batches, with gradients summed once a step and for each; the cheapest that
+fits a card is printed as a command. A card counts as full at 90 %: CUDA, NCCL and cuBLAS take
+something for themselves, and memory has holes. ``footprint.py`` tells what is counted.
 
     python examples/scaling.py [--size latentlm-13b ...] [--json FILE.json]
     torchrun --nproc-per-node 4 examples/scaling.py --check    # a small model, really, beside it
@@ -26,6 +27,8 @@ from latentlm_core.runtime import versions
 SIZES = ("latentlm-xl", "latentlm-3b", "latentlm-7b", "latentlm-13b")
 STEP_ROWS, ROWS = 2048, 32
 """Sequences of a step, as in the paper, and of one of its batches."""
+WAYS = (("ddp", 0, False), ("fsdp", MACHINE, False), ("fsdp", 0, False), ("fsdp", 0, True))
+"""Sharing among all processes or those of a machine; with gradients summed for each batch."""
 GIB = 2**30
 CARDS = {"80 GB": 80 * GIB, "141 GB": 141 * GIB}
 USABLE = 0.9
@@ -60,12 +63,12 @@ def compared(plan: Plan, real: Footprint, predicted: Footprint) -> dict[str, Any
 def plans_of(recipe: str) -> list[Plan]:
     """The ways to run a recipe on one, 8 and 32 machines, cheapest first, for each number."""
     return [
-        Plan(recipe, size, parallel, shard, recompute, min(ROWS, rows), max(1, rows // ROWS))
+        Plan(recipe, size, parallel, shard, recompute, min(ROWS, rows), max(1, rows // ROWS), each)
         for size in (MACHINE, 8 * MACHINE, 32 * MACHINE)
         for rows in (STEP_ROWS // size,)
         for recompute in (False, True)
-        for parallel, shard in (("ddp", 0), ("fsdp", MACHINE), ("fsdp", 0))
-        if shard < size
+        for parallel, shard, each in WAYS
+        if shard < size and (rows > ROWS or not each)
     ]
 
 
@@ -75,6 +78,7 @@ def flags(plan: Plan) -> str:
         "trainer.parallel": plan.parallel,
         "trainer.shard_size": plan.shard_size,
         "trainer.recompute": str(plan.recompute).lower(),
+        "trainer.reduce_each_batch": str(plan.reduce_each_batch).lower(),
         "data.batch_size": ROWS,
         "trainer.accumulate": STEP_ROWS // ROWS,
     }
@@ -103,6 +107,7 @@ def row(plan: Plan, footprint: Footprint) -> dict[str, Any]:
 
 def _how(plan: Plan) -> str:
     name = "hsdp" if plan.shard_size else plan.parallel
+    name += ", each batch" if plan.reduce_each_batch else ""
     return name + (", recompute" if plan.recompute else "")
 
 

@@ -28,7 +28,16 @@ SHOWN_SIDE = 64
 CAPTION_WIDTH, CAPTION_LINES = 22, 3
 """Of a caption below an image, in characters and lines."""
 
-_NOT_DRAWN = frozenset({"step", "samples_seen", "samples_per_second", "data_wait_share"})
+_NOT_DRAWN = frozenset(
+    {
+        "step",
+        "samples_seen",
+        "samples_per_second",
+        "tokens_per_second",
+        "flops_utilisation",
+        "data_wait_share",
+    }
+)
 _INK, _FAINT = "#333333", "#d0d0d0"
 
 

@@ -7,8 +7,9 @@ Axes: B rows, L packed positions that are fed in. Ids and latents have one posit
 the state at position i predicts what stands at position i + 1.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntFlag, StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,28 @@ class AttentionMask:
 
 
 @dataclass(frozen=True, slots=True)
+class Extent:
+    """How much a layout holds, in numbers that the host knows: what a model computes follows.
+
+    Attributes:
+        positions: that are fed, padding left out.
+        causal_pairs: of positions of a document where one is the other or before it.
+        ahead_pairs: of latents of a span where one is after the other.
+    """
+
+    positions: int
+    causal_pairs: int
+    ahead_pairs: int
+
+    @classmethod
+    def of(cls, document: Tensor, span: Tensor) -> "Extent":
+        """Of documents and spans (B, L) on the host, each of which lies in one piece."""
+        documents, spans = _run_lengths(document), _run_lengths(span)
+        pairs, ahead = documents * (documents + 1) // 2, spans * (spans - 1) // 2
+        return cls(int(documents.sum()), int(pairs.sum()), int(ahead.sum()))
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceLayout:
     """The plan of B packed rows.
 
@@ -66,6 +89,7 @@ class SequenceLayout:
         text_targets: (N,) flat indices into B * L where ``predict`` has TEXT.
         latent_targets: (M,) flat indices into B * L where ``predict`` has LATENT.
         is_packed: whether some row holds more than one document, so that a mask is needed.
+        extent: how much it holds.
     """
 
     kind: Tensor
@@ -76,6 +100,7 @@ class SequenceLayout:
     text_targets: Tensor
     latent_targets: Tensor
     is_packed: bool
+    extent: Extent
 
     @classmethod
     def make(
@@ -93,6 +118,7 @@ class SequenceLayout:
             (flat & int(Kind.TEXT)).nonzero()[:, 0],
             (flat & int(Kind.LATENT)).nonzero()[:, 0],
             is_packed=bool((real != real[:, :1]).any()),
+            extent=Extent.of(document, span),
         )
 
     @classmethod
@@ -128,9 +154,17 @@ class SequenceLayout:
 
     def to(self, device: torch.device) -> "SequenceLayout":
         """The same layout on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: to_device(value.contiguous(), device)  # what is expanded cannot be pinned
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return SequenceLayout(**moved, is_packed=self.is_packed)
+        return replace(self, **moved)
+
+
+def _run_lengths(ids: Tensor) -> Tensor:
+    """Lengths of the runs of equal ids (B, L) within a row, negative ids left out."""
+    rows = torch.arange(len(ids)).unsqueeze(1) * (ids.max() + 1)
+    numbers = torch.where(ids < 0, -1, ids + rows).flatten()
+    ends = torch.cat([numbers.diff() != 0, torch.ones(1, dtype=torch.bool)]).nonzero()[:, 0]
+    return ends.diff(prepend=torch.tensor([-1]))[numbers[ends] >= 0]

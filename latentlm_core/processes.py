@@ -32,6 +32,8 @@ from latentlm_core.progress import Bar, Progress
 
 PATIENCE = timedelta(days=2)
 """How long a process waits for the slowest where each works on its own share until all is done."""
+TRAINING_PATIENCE = timedelta(hours=2)
+"""The same where they take each step together, and one may download a data set first."""
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")

@@ -9,6 +9,9 @@ seeded in the same way while weights are made, and put back (``seeded_init``).
 import hashlib
 import os
 import platform
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -51,13 +54,20 @@ def resolve_device(name: str) -> torch.device:
     Of several processes each takes a card of its own for ``auto`` and ``cuda``.
 
     Raises:
-        ConfigError: no such device on this machine, or fewer cards than processes.
+        ConfigError: no such device on this machine, fewer cards than processes, or one card for
+            several of them.
     """
     for cache in KERNEL_CACHES:
         os.environ.setdefault(cache, str(CACHED_KERNELS))
     processes = current()
     if processes.size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
         return _own_card(processes)
+    if processes.local_size > 1 and name.startswith("cuda:"):
+        raise ConfigError(
+            f"--device {name} is one card for {processes.local_size} processes, and each needs one "
+            "of its own.",
+            hint="Say --device cuda; CUDA_VISIBLE_DEVICES chooses among the cards.",
+        )
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -80,6 +90,22 @@ def _own_card(processes: Processes) -> torch.device:
             hint=f"Say --nproc-per-node {count} to torchrun, or --device cpu.",
         )
     return torch.device("cuda", processes.local_rank)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is built in: into GPUs since Ampere, CPUs with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def missing_compiler() -> str | None:
+    """The C++ compiler that ``torch.compile`` takes by default, where this machine lacks it."""
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    command = os.environ.get("CXX") or usual
+    return command if shutil.which(shlex.split(command)[0]) is None else None
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -239,6 +239,17 @@ def test_a_band_of_timesteps_is_named_with_its_examples(kind, fault):
 
 
 @pytest.mark.parametrize("fault", ["forward", "gradient"])
+def test_a_state_that_fails_is_named_with_the_example_it_predicts_a_latent_of(fault):
+    """States are one after the other, row by row, and errors are those of each with its noises."""
+    task, batch = make_task("latent-lm"), make_batch()
+    task.model.head.condition_norm = Faulty(nn.Identity(), fault, rows=(7,))
+    (turn,) = task.turns(0)
+    found = examine(task, turn, [batch])
+    assert (found.cause, found.name) == (fault, "model.head.condition_norm")
+    assert found.keys == ("b",), "the eighth of the latents, six of which make an image"
+
+
+@pytest.mark.parametrize("fault", ["forward", "gradient"])
 @pytest.mark.parametrize("turn", [0, 1])
 def test_an_image_that_fails_in_a_tokenizer_or_its_critic_is_named(fault, turn):
     task, batch = tiny_vae_task.task(gan_weight=1.0, gan_start_step=0), tiny_vae_task.batch()

@@ -5,6 +5,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,7 @@ def test_the_best_of_a_run_is_that_of_the_lowest_objective(tmp_path, monkeypatch
 def test_a_process_that_leaves_no_sound_note_of_its_files_ends_the_save(
     tmp_path, monkeypatch, note, told
 ):
-    monkeypatch.setattr(checkpoint, "PATIENCE", 0.02)
+    monkeypatch.setattr(checkpoint, "FILES_PATIENCE", timedelta(seconds=0.02))
     if note is not None:
         (tmp_path / ".process-00001.json").write_text(note)
     with pytest.raises(LatentLMError, match=told):

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from latentlm_cli.app import app
 from latentlm_core import workflows
-from latentlm_core.artifacts import GeneratorExport, load_generator, read_config
+from latentlm_core.artifacts import load_generator
 from latentlm_core.errors import ArtifactError, ConfigError
+from latentlm_core.export_config import GeneratorExport, read_config
 from latentlm_core.files import sha256_file
 from latentlm_core.models.few_step import FewStepHead
 from tests.test_cli import runner

@@ -16,7 +16,10 @@ from latentlm_core.layout import SequenceLayout
 from latentlm_core.models.few_step import FewStepHead, step_ends
 from latentlm_core.models.heads import DiffusionHead, DiffusionHeadConfig
 from latentlm_core.runtime import generator
+from latentlm_core.training.culprit import Culprit, find_culprit
 from latentlm_core.training.distill_task import DistillConfig, DistillTask, Guide, walk
+from latentlm_core.training.optim import OptimizerConfig
+from latentlm_core.training.step import Stepper
 from tests.test_models import image_inputs, tiny_latent_lm, wake
 from tests.test_shared_losses import utterances
 from tests.tiny_parallel import Sequences
@@ -122,8 +125,8 @@ def test_guided_trajectories_are_those_of_the_exact_flow():
     batch = GUIDED.apply(images(0))
     _, path = task._teach(batch, generator(0))
     with torch.no_grad():
-        states, free = task._states(batch.batch), task._states(batch.free)
-    mean = guided_mean(task.teacher, states, Guide(free, batch.scales, range(200)))
+        states, free = task._states(batch), task._states(batch.free.batch)
+    mean = guided_mean(task.teacher, states, Guide(free, batch.free.scales, range(200)))
     for step in (50, 100, 150, 200):
         end = (*task._grid.timesteps, None)[step]
         exact = task.teacher.flow(path[0], 999, end, mean)
@@ -166,11 +169,11 @@ def test_without_their_condition_latents_have_the_states_that_sampling_gives_the
     nulls[:, 0] = NULL
     with torch.no_grad():
         expected = model.states(nulls[:, :-1], batch.latents[:, :-1], batch.layout)
-        states = DistillTask._states(make_task(), guided.free)
-    assert guided.free.layout.latent_targets.tolist() == batch.layout.latent_targets.tolist()
+        states = DistillTask._states(make_task(), guided.free.batch)
+    assert guided.free.batch.layout.latent_targets.tolist() == batch.layout.latent_targets.tolist()
     assert states.shape == expected.flatten(0, 1).shape
     with torch.no_grad():
-        free = guided.free
+        free = guided.free.batch
         states = model.states(free.ids[:, :-1], free.latents[:, :-1], free.layout)
     torch.testing.assert_close(states, expected)
 
@@ -182,7 +185,7 @@ def test_runs_of_latents_are_found_among_text():
         assert sorted(map(len, runs)) == [2, 2, 3, 4, 5, 5, 6, 7]
         values = batch.latents[:, 1:].flatten(0, 1)[batch.layout.latent_targets]
         assert torch.equal(torch.cat(runs), values)
-        free = Guidance(3.0, "constant", (1, 2, 3)).apply(batch).free
+        free = Guidance(3.0, "constant", (1, 2, 3)).apply(batch).free.batch
         assert free.ids[:, :3].tolist() == [[1, 2, 3]] * 8
         own = free.latents[:, 1:].flatten(0, 1)[free.layout.latent_targets]
         assert torch.equal(own, values)
@@ -202,7 +205,7 @@ class GuidedStreamOf:
 
 def test_a_guidance_may_rise_over_the_latents_of_a_run():
     guided = Guidance(3.0, "linear", (NULL,)).apply(images(0))
-    torch.testing.assert_close(guided.scales, torch.linspace(1.0, 3.0, 6).repeat(4))
+    torch.testing.assert_close(guided.free.scales, torch.linspace(1.0, 3.0, 6).repeat(4))
 
 
 def test_guidance_acts_within_its_interval_alone():
@@ -255,7 +258,7 @@ def test_validation_tells_how_far_each_number_of_steps_ends_from_the_teacher():
     batch = Guidance(1.0, "constant", (NULL,)).apply(images(0))
     with torch.no_grad():
         terms = task.validate(batch, generator(0))
-    states = task._states(batch.batch)
+    states = task._states(batch)
     noise = Draws(generator(0)).normal((3, 24, 8), dim=1)
     far = {n: terms[f"distance/{n} steps"] for n in (1, 2, 4)}
     usual = solver_grid(task.teacher.schedule, 4, "dpmsolver++")
@@ -266,6 +269,36 @@ def test_validation_tells_how_far_each_number_of_steps_ends_from_the_teacher():
     assert float(far[1].total) == pytest.approx(float((once - end).square().sum()), rel=1e-4)
     assert far[1].count == end.numel()
     assert far[4].total < far[2].total < far[1].total
+
+
+def test_what_is_not_finite_is_named_by_its_example():
+    def culprit(task: DistillTask, batch: SequenceBatch) -> Culprit:
+        (turn,) = task.turns(0)
+        device, optimizers = torch.device("cpu"), {turn.name: OptimizerConfig()}
+        stepper = Stepper(
+            {turn.name: turn.module},
+            optimizers,
+            total_steps=9,
+            seed=0,
+            device=device,
+            dtype=torch.float32,
+        )
+        again = lambda watched: stepper.again(watched, [guided], 0)  # noqa: E731
+        guided = GUIDED.apply(batch)
+        return find_culprit(task, turn, [guided], stepper.tensors(), again)
+
+    batch = images(0)
+    batch.latents[2, 3, 0] = torch.nan
+    assert culprit(make_task(), batch) == Culprit("data", "latents", ("c",))
+
+    task = make_task(teacher_steps=4)
+    embed = task.student.head.condition_projection
+    mark = torch.arange(24).unsqueeze(1) == 7  # of images of six latents
+    embed.register_forward_hook(lambda module, args, out: out.masked_fill(mark, torch.inf))
+    found = culprit(task, images(0))
+    assert (found.cause, found.name) == ("forward", "student.head.condition_projection")
+    assert found.keys == ("b",)
+    assert found.timesteps == ("t250-499", "t500-749", "t750-999"), "where lessons begin"
 
 
 def test_a_teacher_that_does_not_stop_where_the_student_does_is_refused():

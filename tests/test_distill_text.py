@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from latentlm_core import workflows
-from latentlm_core.artifacts import GeneratorExport, load_generator, read_config
+from latentlm_core.artifacts import load_generator
 from latentlm_core.errors import ArtifactError, ConfigError
+from latentlm_core.export_config import GeneratorExport, read_config
 from tests import tiny_multimodal, tiny_speaking
 
 FEW = [

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from latentlm_core.artifacts import TokenizerExport, save_tokenizer
+from latentlm_core.artifacts import save_tokenizer
 from latentlm_core.data.caching import encode_source
 from latentlm_core.data.packing import LatentDataConfig, LatentStream
 from latentlm_core.data.shards import LatentSet
 from latentlm_core.data.sources import open_source
 from latentlm_core.errors import DataError
+from latentlm_core.export_config import TokenizerExport
 from latentlm_core.tokenizers.base import LatentPosteriorConfig, PosteriorKind
 from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.tokenizers.conv import ConvConfig
@@ -50,7 +51,7 @@ def test_a_batch_depends_on_seed_and_number_alone(latents):
     stream = LatentStream(latents, CONFIG, seed=3)
     from_start, later = (
         stream.batches(range(99)),
-        LatentStream(latents, CONFIG, seed=3, read_ahead=3).batches(range(30, 99)),
+        LatentStream(latents, CONFIG, seed=3).batches(range(30, 99)),
     )
     wanted = [next(from_start) for _ in range(32)][30:]
     for batch in wanted:

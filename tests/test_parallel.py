@@ -16,7 +16,7 @@ from latentlm_core.training.validation import validate
 from tests.crew import crew
 from tests.tiny_parallel import Trained, make_trainer, train
 
-TIMING = {"samples_per_second", "data_wait_share"}
+TIMING = {"samples_per_second", "tokens_per_second", "flops_utilisation", "data_wait_share"}
 OF_ONE_BATCH = {"std_mean", "std_latent", "noise_to_signal", "gan_pull"}
 """Figures that are no sums over elements: those of a share differ from those of a batch."""
 
@@ -52,6 +52,8 @@ def assert_same(many: Trained, one: Trained) -> None:
         ("lm", 4, 4),
         ("lm", 4, 1),
         ("lm", 4, 2),
+        ("distill", 2, 4),
+        ("distill", 4, 2),
         ("vae", 2, 4),
         ("vae", 4, 2),
         ("vit", 2, 1),
@@ -75,6 +77,15 @@ def test_two_copies_of_two_shares_train_the_same(tmp_path, alone):
         assert_same(many, alone("lm", 4))
 
 
+@pytest.mark.parametrize(("size", "shard_size"), [(2, 0), (4, 2)])
+def test_gradients_that_are_reduced_after_each_batch_come_to_the_same(
+    tmp_path, alone, size, shard_size
+):
+    config = _config("fsdp", 8) | {"shard_size": shard_size, "reduce_each_batch": True}
+    for many in crew().run(size, train, tmp_path, "lm", config):
+        assert_same(many, alone("lm", 8))
+
+
 @pytest.mark.parametrize("kind", ["lm", "vae"])
 def test_blocks_computed_again_come_to_the_same(tmp_path, alone, kind):
     assert_same(train(tmp_path / "one", kind, {"accumulate": 2, "recompute": True}), alone(kind, 2))
@@ -86,7 +97,7 @@ def test_blocks_computed_again_come_to_the_same(tmp_path, alone, kind):
 def test_what_is_computed_again_is_not_kept(tmp_path):
     def kept(recompute: bool) -> int:
         trainer = make_trainer(tmp_path, "lm", recompute=recompute)
-        batch, sizes = trainer.stream.batch(0), []
+        (batch,), sizes = trainer._feed.again(0), []
         (turn,) = trainer.task.turns(0)
         note = lambda tensor: sizes.append(tensor.nbytes) or tensor  # noqa: E731
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -104,6 +115,9 @@ def test_accumulated_gradients_are_exchanged_once(tmp_path, how):
     )
     assert few == many
     assert few[0] > 0
+    if how == "fsdp":
+        config = _config(how, 8) | {"reduce_each_batch": True}
+        assert crew().run(2, _exchanges, tmp_path / "each", config) == [4 * few[0]] * 2
 
 
 def _exchanges(folder: Path, config: dict[str, Any]) -> int:
@@ -140,7 +154,7 @@ def _validated(folder: Path, config: dict[str, Any]) -> dict[str, float | None]:
     """Figures of three batches, which the processes do not share evenly."""
     trainer = make_trainer(folder, "lm", **config)
     stepper, cpu = trainer._state.stepper, torch.device("cpu")
-    return validate(trainer.task, trainer.stream, stepper, 0, cpu, current(), None)
+    return validate(trainer.task, trainer._feed.held_out(), stepper, 0, cpu, current(), None)
 
 
 @pytest.mark.parametrize(("accumulate", "size"), [(1, 1), (6, 3), (4, 4), (2, 6), (1, 3)])

@@ -173,7 +173,7 @@ def test_another_configuration_is_refused_and_named(tmp_path):
 
 def test_auto_precision_is_what_it_came_to_where_the_run_began(tmp_path, monkeypatch):
     def run(folder: Path, built_in: bool, **config: Any) -> TrainResult:
-        monkeypatch.setattr(hardware, "_has_bfloat16", lambda device: built_in)
+        monkeypatch.setattr(hardware, "has_bfloat16", lambda device: built_in)
         return make(folder, noisy(), **config).run()
 
     run(tmp_path / "whole", built_in=True, precision="bfloat16")

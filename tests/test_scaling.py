@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -17,10 +18,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from latentlm_core.artifacts import build_generator
-from latentlm_core.processes import current
+from latentlm_core.processes import ALONE, current
 from latentlm_core.recipes import lm_recipe
 from latentlm_core.training.hardware import blocks_of
 from tests.crew import crew
@@ -68,14 +70,20 @@ def test_the_prediction_is_what_real_processes_take(predicted):
 def test_traffic_and_weights_are_what_arithmetic_says(predicted):
     """Blocks are gathered twice in bfloat16, the rest once; gradients are summed in float32."""
     model = build_generator(lm_recipe("tiny").model.complete((4, 4), 16, 1001))
-    plain = sum(weight.numel() for weight in model.parameters())
+    plain = num_weights(model)
     whole, blocks = _padded(model), sum(map(_padded, blocks_of(model)))
     assert whole > plain, "first axes are padded, so padding is tested"
-    ddp, fsdp, *_ = predicted.values()
+    ddp, fsdp, *_, each = predicted.values()
     assert fsdp.weights == 4 * whole // SIZE
     assert fsdp.traffic["sent"] == (2 * (whole + blocks) + 4 * whole) * (SIZE - 1) // SIZE
+    assert each.traffic["sent"] == 3 * fsdp.traffic["sent"], "for each of three batches"
+    assert each.gradients == fsdp.gradients
     assert ddp.weights == ddp.gradients == 4 * plain
     assert ddp.traffic["sent"] == 2 * 4 * plain * (SIZE - 1) // SIZE
+
+
+def num_weights(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
 
 
 def _padded(module: nn.Module) -> int:
@@ -113,6 +121,24 @@ def test_the_recommended_plan_is_the_cheapest_that_fits():
 def _footprint(peak: int) -> Any:
     module = example("scaling")
     return module.Footprint(0, 0, 0, 0, 0, peak * module.GIB, {})
+
+
+@pytest.mark.parametrize("mode", ["eager", "static"])
+def test_the_prediction_of_sampling_is_what_the_engine_takes(mode):
+    module = example("memory_targets")
+    config = lm_recipe("tiny").model.complete((4, 4), 16, 11)
+    predicted, real = (
+        module.sampling(config, 16, mode, torch.bfloat16, 8, is_real) for is_real in (False, True)
+    )
+    assert predicted == real
+    assert predicted.weights == pytest.approx(2 * num_weights(build_generator(config)), rel=0.01)
+
+
+def test_alone_a_process_keeps_no_buckets():
+    module, plan = example("footprint"), example("footprint").Plan("tiny", 1, "ddp", grid=(4, 4))
+    alone = module.measure(plan, ALONE, is_real=False)
+    of_two = module.predict(replace(plan, processes=2))
+    assert alone.peak == pytest.approx(of_two.peak - alone.weights, rel=0.001)
 
 
 STUBS = {

@@ -21,12 +21,12 @@ from tests.tiny_mix import mixture
 from tests.tiny_multimodal import make_sets
 
 BROKEN = (1, 2, 7, 20)
-Open = Callable[[int], BatchStream]
+Open = Callable[[], BatchStream]
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory) -> dict[str, Open]:
-    """Streams of sequences by kind, opened anew with a number of batches to read ahead."""
+    """Streams of sequences by kind, opened anew each time."""
 
     def folder() -> Path:
         return tmp_path_factory.mktemp("shared")
@@ -35,11 +35,11 @@ def opened(tmp_path_factory) -> dict[str, Open]:
     speech = test_utterances.encode(folder(), PosteriorKind.GAUSSIAN)
     settings = test_utterances.CONFIG.model_copy(update={"batch_size": 12})
     return {
-        "classes": lambda ahead: LatentStream(images, test_packing.CONFIG, 3, ahead),
-        "speech": lambda ahead: test_utterances.SpeechSequences(
-            speech, test_utterances.BYTES, settings, 3, ahead
+        "classes": lambda: LatentStream(images, test_packing.CONFIG, 3),
+        "speech": lambda: test_utterances.SpeechSequences(
+            speech, test_utterances.BYTES, settings, 3
         ),
-        "mix": lambda ahead: mixture(home, seed=3, ahead=ahead),
+        "mix": lambda: mixture(home, seed=3),
     }
 
 
@@ -56,8 +56,8 @@ def same_sequences(left: SequenceBatch, right: SequenceBatch) -> bool:
 @pytest.mark.parametrize("kind", ["classes", "speech", "mix"])
 def test_shares_of_sequences_are_the_batch(opened, kind, count):
     numbers = [0, 5, 3]
-    wanted = list(opened[kind](0).batches(numbers))
-    taken = [list(opened[kind](2).batches(numbers, (index, count))) for index in range(count)]
+    wanted = list(opened[kind]().batches(numbers))
+    taken = [list(opened[kind]().batches(numbers, (index, count))) for index in range(count)]
     assert [len(batches) for batches in taken] == [len(numbers)] * count
     for whole, *shares in zip(wanted, *taken, strict=True):
         assert torch.equal(torch.cat([share.ids for share in shares]), whole.ids)
@@ -77,16 +77,16 @@ def test_shares_of_sequences_are_the_batch(opened, kind, count):
 
 @pytest.mark.parametrize("kind", ["classes", "speech", "mix"])
 def test_a_share_of_one_is_the_batch_itself(opened, kind):
-    (batch,) = opened[kind](0).batches([4])
+    (batch,) = opened[kind]().batches([4])
     assert batch.share(0, 1) is batch
-    (again,) = opened[kind](2).batches([4], (0, 1))
+    (again,) = opened[kind]().batches([4], (0, 1))
     assert same_sequences(batch, again)
     assert batch.rows is batch.targets is None
 
 
 def test_a_share_knows_which_examples_it_has(opened):
     """A packed row of the mix has several documents: keys go where their tokens go."""
-    (whole,) = opened["mix"](0).batches([0])
+    (whole,) = opened["mix"]().batches([0])
     assert whole.row_of is not None
     assert len(set(whole.row_of)) < len(whole.keys)
     for index in range(2):
@@ -98,7 +98,7 @@ def test_a_share_knows_which_examples_it_has(opened):
 
 
 def test_too_many_processes_for_a_batch_are_refused(opened):
-    for stream, size in ((opened["classes"](0), 20), (images(), 8), (recordings(), 8)):
+    for stream, size in ((opened["classes"](), 20), (images(), 8), (recordings(), 8)):
         sentence = f"A batch of {size} rows cannot be shared by {size + 1} processes"
         with pytest.raises(ConfigError, match=sentence):
             next(iter(stream.batches([0], (0, size + 1))))

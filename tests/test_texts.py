@@ -136,6 +136,8 @@ def test_the_end_of_the_only_document_is_held_out(root, suffix):
     endless = open_endless_texts(str(path), 0, 0.05)
     assert endless[0] == endless[3] == kept
     assert list(endless.held_out) == [held]
+    (whole,) = open_texts(str(path), "all")
+    assert whole == TextItem(kept.text + held.text, kept.key)
 
 
 def test_one_line_is_parted_too(root):
@@ -167,6 +169,8 @@ def test_the_split_of_a_set_is_held_out_where_it_has_one(root):
         endless = open_endless_texts(spec, 0, 0.2)
         assert set(first(endless, 8)) == {f"train {number}" for number in range(8)}
         assert texts(endless.held_out) == ["val 0", "val 2"]
+        with pytest.raises(DataError, match="parted already, into train and test"):
+            open_texts(spec, "all")
 
 
 def test_texts_that_are_no_utf8_are_read_all_the_same(root):

@@ -1,4 +1,6 @@
+import ctypes
 import math
+import platform
 import sys
 
 import pytest
@@ -9,7 +11,12 @@ from latentlm_core.errors import (
     TrainingError,
 )
 from latentlm_core.files import read_safetensors
-from latentlm_core.training.hardware import autocast_dtype
+from latentlm_core.training.hardware import (
+    M_MMAP_THRESHOLD,
+    M_TRIM_THRESHOLD,
+    autocast_dtype,
+    keep_freed_memory,
+)
 from latentlm_core.training.optim import OptimizerConfig
 from latentlm_core.training.runlog import read_metrics
 from latentlm_core.training.trainer import Trainer
@@ -121,6 +128,25 @@ def test_old_checkpoints_go(tmp_path):
     make(tmp_path, save_every=2, keep_checkpoints=3).run()
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000010", "step-00000012", "step-00000013"]
+
+
+def test_only_a_processor_with_glibc_is_told_to_keep_memory(monkeypatch):
+    told = {}
+
+    class Library:
+        @staticmethod
+        def mallopt(name: int, value: int) -> int:
+            told[name] = value
+            return 1
+
+    keep_freed_memory(torch.device("meta"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    keep_freed_memory(torch.device("cpu"))
+    assert told == {}
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    keep_freed_memory(torch.device("cpu"))
+    assert told == {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**30}
 
 
 def test_compiling_without_a_compiler_is_refused_before_anything_runs(tmp_path, monkeypatch):

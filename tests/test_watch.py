@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentlm_core.artifacts import SpeechBounds
+from latentlm_core.export_config import SpeechBounds
 from latentlm_core.runtime import generator
 from latentlm_core.workflows.watch import (
     LIKENESS,

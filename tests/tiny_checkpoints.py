@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from latentlm_core.artifacts import TokenizerExport, save_tokenizer
+from latentlm_core.artifacts import save_tokenizer
+from latentlm_core.export_config import TokenizerExport
 from latentlm_core.files import whole_tensors, write_safetensors
 from latentlm_core.processes import current
 from latentlm_core.runtime import generator

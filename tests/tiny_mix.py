@@ -28,12 +28,10 @@ def captioned_of(home: Path) -> CaptionedImages:
     return CaptionedImages(latents, latents.manifest.stats(latents.posterior))
 
 
-def mixture(
-    home: Path, spec: str | None = None, seed: int = 0, ahead: int = 0, **changes: Any
-) -> Mixture:
+def mixture(home: Path, spec: str | None = None, seed: int = 0, **changes: Any) -> Mixture:
     data = TrainingData.open(spec or mix_of(home), True, SILENT)
     config = CONFIG.model_copy(update=changes)
-    return OpenedMix(data, config, seed).mixture(CHANNELS, ahead)
+    return OpenedMix(data, config, seed).mixture(CHANNELS)
 
 
 def pairs(captioned: CaptionedImages, seed: int = 0, **changes: Any) -> PairPart:

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentlm_core.data.guided import Guidance, GuidedStream
 from latentlm_core.data.packing import SequenceBatch
 from latentlm_core.data.stream import MediaBatch
 from latentlm_core.draws import WHOLE, Share
 from latentlm_core.layout import Kind, SequenceLayout
 from latentlm_core.models.dit import DiT, DiTConfig
+from latentlm_core.models.few_step import FewStepHead
 from latentlm_core.models.heads import DiffusionHeadConfig
 from latentlm_core.models.latent_lm import LatentLM, LatentLMConfig
 from latentlm_core.models.transformer import TransformerConfig
@@ -22,6 +24,7 @@ from latentlm_core.tokenizers.conv import ConvConfig
 from latentlm_core.tokenizers.critics import CriticConfig
 from latentlm_core.tokenizers.sigma_vae import SigmaVAEConfig
 from latentlm_core.tokenizers.vit import ViTConfig
+from latentlm_core.training.distill_task import DistillConfig, DistillTask
 from latentlm_core.training.lm_task import DiTTask, LMLossConfig, LMTask
 from latentlm_core.training.optim import OptimizerConfig
 from latentlm_core.training.speech_task import SpeechVAETask
@@ -150,8 +153,19 @@ def make_speech() -> tuple[SpeechVAETask, Sequences]:
     return tiny_speech_task.task(gan_start_step=1), Recordings()
 
 
+def make_distill() -> tuple[DistillTask, GuidedStream]:
+    task, stream = make_lm()
+    model = task.model
+    with seeded_init("tiny few-step head"):
+        teacher, model.head = model.head, FewStepHead.of_teacher(model.head)
+        torch.nn.init.normal_(teacher.final.projection.weight)  # else it teaches nothing
+    config = DistillConfig(steps=(1, 2), teacher_steps=4, trajectories=2)
+    return DistillTask(model, teacher, config), GuidedStream(stream, Guidance(2.0, "linear", (8,)))
+
+
 MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "lm": make_lm,
+    "distill": make_distill,
     "dit": make_dit,
     "vae": make_vae,
     "vit": make_vit,

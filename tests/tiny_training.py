@@ -19,7 +19,7 @@ from latentlm_core.training.tasks import Term, Terms, Turn
 from latentlm_core.training.trainer import Trainer
 from latentlm_core.training.trainer_config import TrainerConfig
 
-TIMING = {"samples_per_second", "data_wait_share"}
+TIMING = {"samples_per_second", "tokens_per_second", "flops_utilisation", "data_wait_share"}
 
 
 @dataclass

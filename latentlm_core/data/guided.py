@@ -8,7 +8,7 @@ Axes: B rows, L fed positions, N latents to predict, C latent channels.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
 import torch
@@ -37,16 +37,23 @@ class Guidance:
 
     def apply(self, batch: SequenceBatch) -> "GuidedBatch":
         """A batch on the host with its guidance."""
+        return self.of(batch, self._free(batch))
+
+    def of(self, batch: SequenceBatch, free: "FreeRuns | None") -> "GuidedBatch":
+        """A batch with the guidance that was made of it."""
+        own = {field.name: getattr(batch, field.name) for field in fields(SequenceBatch)}
+        return GuidedBatch(**own, free=free, guidance=self)
+
+    def _free(self, batch: SequenceBatch) -> "FreeRuns | None":
         runs = latent_runs(batch)
-        scales = torch.cat([batch.latents.new_zeros(0), *(self._scales(len(run)) for run in runs)])
         if self.scale == 1.0 or not runs:
-            return GuidedBatch(batch, None, scales, self)
+            return None
         channels = batch.latents.shape[2]
         rows = [
             DocumentBuilder(channels).tokens(self.unconditional).latents(run).finish(str(number))
             for number, run in enumerate(runs)
         ]
-        return GuidedBatch(batch, pad(rows), scales, self)
+        return FreeRuns(pad(rows), torch.cat([self._scales(len(run)) for run in runs]))
 
     def _scales(self, length: int) -> Tensor:
         if self.schedule == "constant":
@@ -55,43 +62,38 @@ class Guidance:
 
 
 @dataclass(frozen=True, slots=True)
-class GuidedBatch:
-    """Sequences to learn from and the same latents without their condition.
+class FreeRuns:
+    """The latents of a batch without their condition.
 
     Attributes:
-        batch: the sequences.
-        free: each run of latents in a row of its own, in the order of ``batch``, so that the N
-            latents to predict are the same; None where nothing is guided.
-        scales: (N,) guidance scale of each latent to predict.
-        guidance: that made it.
+        batch: each run of latents in a row of its own, in the order of the batch, so that the N
+            latents to predict are the same.
+        scales: (N,) guidance scale of each.
     """
 
     batch: SequenceBatch
-    free: SequenceBatch | None
     scales: Tensor
+
+    def to(self, device: torch.device) -> "FreeRuns":
+        """The same on another device."""
+        return FreeRuns(self.batch.to(device), to_device(self.scales, device))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuidedBatch(SequenceBatch):
+    """Sequences to learn from, and what guidance needs beside them.
+
+    Attributes:
+        free: the same latents without their condition; None where nothing is guided.
+        guidance: that made it.
+    """
+
+    free: FreeRuns | None
     guidance: Guidance
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """What the examples are called."""
-        return self.batch.keys
-
-    @property
-    def row_of(self) -> tuple[int, ...] | None:
-        """The row of each example; None where each has a row of its own."""
-        return self.batch.row_of
-
-    def __len__(self) -> int:
-        return len(self.batch)
 
     def to(self, device: torch.device) -> "GuidedBatch":
         """The same batch on another device."""
-        return replace(
-            self,
-            batch=self.batch.to(device),
-            free=self.free and self.free.to(device),
-            scales=to_device(self.scales, device),
-        )
+        return self.guidance.of(SequenceBatch.to(self, device), self.free and self.free.to(device))
 
     def share(self, index: int, count: int) -> "GuidedBatch":
         """The rows that process ``index`` of ``count`` takes of a whole batch on the host.
@@ -99,7 +101,7 @@ class GuidedBatch:
         Raises:
             ConfigError: there are fewer rows than processes.
         """
-        return self.guidance.apply(self.batch.share(index, count))
+        return self.guidance.apply(SequenceBatch.share(self, index, count))
 
 
 class SequenceStream(Protocol):

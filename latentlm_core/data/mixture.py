@@ -24,7 +24,6 @@ from pydantic import Field
 from latentlm_core.config import Config
 from latentlm_core.data.documents import Document, pack
 from latentlm_core.data.mix_parts import Directions, Part
-from latentlm_core.data.order import batches_from
 from latentlm_core.data.packing import SequenceBatch
 from latentlm_core.draws import WHOLE, Share
 from latentlm_core.errors import ConfigError, DataError
@@ -114,7 +113,6 @@ class Mixture:
         stats: normalisation of the latents, for who reads the attribute.
         config: how batches are made.
         seed: of the run.
-        read_ahead: batches that a thread makes ahead, see ``batches_from``.
 
     Attributes:
         stats: as given.
@@ -132,11 +130,10 @@ class Mixture:
         stats: LatentStats,
         config: MultimodalDataConfig,
         seed: int,
-        read_ahead: int = 0,
     ) -> None:
         self.stats = stats
         self.config = config
-        self._parts, self._seed, self._read_ahead = parts, seed, read_ahead
+        self._parts, self._seed = parts, seed
         lengths, left_out = zip(*map(self._measure, parts), strict=True)
         self.left_out: tuple[float, ...] = left_out
         self.rates = [
@@ -151,7 +148,7 @@ class Mixture:
 
     def batches(self, numbers: Iterable[int], share: Share = WHOLE) -> Iterator[SequenceBatch]:
         """A share of the batches of these numbers."""
-        yield from batches_from(self.batch, numbers, share, self._read_ahead)
+        return (self.batch(number).share(*share) for number in numbers)
 
     def batch(self, number: int) -> SequenceBatch:
         """Training batch ``number`` of the endless run."""

@@ -1,36 +1,20 @@
-"""Which example stands where in an endless run, and batches made ahead of their use.
+"""Which example stands where in an endless run.
 
 The order is a permutation per epoch that follows from the seed; the held-out examples are drawn
 once, from the seed too. A place of the run is a number, so resuming is starting at a number.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import islice
-from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from latentlm_core.data.blocks import BlockOrder, Blocks
-from latentlm_core.draws import Share
 from latentlm_core.errors import DataError
 from latentlm_core.runtime import generator
 
 MAX_HELD_OUT = 2048
 """Examples that are held out at most."""
-
-
-class Shared(Protocol):
-    """What some processes can share (a ``training.tasks.Batch``)."""
-
-    def share(self, index: int, count: int) -> Self:
-        """The rows that process ``index`` of ``count`` takes."""
-
-
-Batch = TypeVar("Batch", bound=Shared)
 
 
 class EpochOrder:
@@ -86,31 +70,3 @@ class EpochOrder:
         if self._blocks is not None:
             return BlockOrder(self._blocks, self._seed, epoch)
         return torch.randperm(len(self.train), generator=generator(self._seed, "order", epoch))
-
-
-def batches_from(
-    make: Callable[[int], Batch], numbers: Iterable[int], share: Share, read_ahead: int
-) -> Iterator[Batch]:
-    """A process's share of the batches of some numbers.
-
-    Args:
-        make: makes the whole batch of a number.
-        numbers: may have no end.
-        share: which rows of each batch are wanted.
-        read_ahead: batches that a thread makes while a GPU computes; 0 makes each when it is
-            asked for, which is faster where the CPU computes (two pools of threads would compete).
-    """
-
-    def part(number: int) -> Batch:
-        return make(number).share(*share)
-
-    if not read_ahead:
-        yield from map(part, numbers)
-        return
-    coming = iter(numbers)
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        waiting = deque(reader.submit(part, number) for number in islice(coming, read_ahead))
-        while waiting:
-            batch = waiting.popleft().result()
-            waiting.extend(reader.submit(part, number) for number in islice(coming, 1))
-            yield batch

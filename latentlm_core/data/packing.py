@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from latentlm_core.config import Config
-from latentlm_core.data.order import EpochOrder, batches_from
+from latentlm_core.data.order import EpochOrder
 from latentlm_core.data.shards import LatentSet
 from latentlm_core.draws import WHOLE, Draws, Rows, Share
 from latentlm_core.errors import DataError
@@ -109,19 +109,15 @@ class LatentStream:
         latents: the set; its manifest gives posterior and statistics.
         config: batch size, dropped labels, held-out share.
         seed: of the run.
-        read_ahead: batches that a thread makes ahead, see ``batches_from``.
 
     Raises:
         DataError: the set has no labels, or too few examples for one batch.
     """
 
-    def __init__(
-        self, latents: LatentSet, config: LatentDataConfig, seed: int, read_ahead: int = 0
-    ) -> None:
+    def __init__(self, latents: LatentSet, config: LatentDataConfig, seed: int) -> None:
         self.latents = latents
         self.config = config
         self.seed = seed
-        self.read_ahead = read_ahead
         self.stats: LatentStats = latents.manifest.stats(
             latents.posterior, per_channel=config.per_channel_stats
         )
@@ -143,7 +139,7 @@ class LatentStream:
 
     def batches(self, numbers: Iterable[int], share: Share = WHOLE) -> Iterator[SequenceBatch]:
         """A share of the batches of these numbers."""
-        yield from batches_from(self.batch, numbers, share, self.read_ahead)
+        return (self.batch(number).share(*share) for number in numbers)
 
     def batch(self, number: int) -> SequenceBatch:
         """Training batch ``number`` of the endless run."""

@@ -40,12 +40,14 @@ from latentlm_core.data.text_sources import (
 from latentlm_core.data.text_stream import StreamedTexts, open_streamed_folder, open_streamed_hub
 from latentlm_core.errors import DataError, did_you_mean
 
-__all__ = ["EndlessTexts", "TextItem", "Texts", "open_endless_texts", "open_texts"]
+__all__ = ["EndlessTexts", "TextItem", "Texts", "is_parted", "open_endless_texts", "open_texts"]
 
 PYDOC = "pydoc"
 NAMES = (PYDOC, "FILE.txt", "FILE.jsonl", "FILE.csv", "FOLDER", "hf:ORG/NAME", "stream:NAME")
 STREAM = "stream:"
 HUB = "hf:"
+ALL = "all"
+"""The split of a set that has none."""
 END_SHARE = 0.05
 """Share of the only document that is held out."""
 
@@ -150,23 +152,39 @@ def open_texts(spec: str, split: str = "test") -> Sequence[TextItem]:
 
     Args:
         spec: a name, as this module's text lists them.
-        split: `test`, all that ``open_endless_texts`` never trains on; or `train`, the rest.
+        split: `test`, all that ``open_endless_texts`` never trains on; `train`, the rest; or `all`,
+            of a set that is not parted already, such as a file.
 
     Raises:
         DataError: as ``open_endless_texts``; or no such split, or it has no text.
     """
-    if split not in SPLITS:
-        raise DataError(f"There is no split {split!r}. {did_you_mean(split, SPLITS)}")
+    if split not in (*SPLITS, ALL):
+        raise DataError(f"There is no split {split!r}. {did_you_mean(split, (*SPLITS, ALL))}")
     if spec.startswith(STREAM):
         if split != "test":
             raise DataError(f"{spec}: of a stream only the split 'test' can be read once.")
         return _open_stream(spec).held_out
-    own_test = _open(spec, "test") if split == "test" else None
-    source = own_test or _open_parts(spec)[SPLITS.index(split)]
+    if split == ALL:
+        source = _open_whole(spec)
+    else:
+        own_test = _open(spec, "test") if split == "test" else None
+        source = own_test or _open_parts(spec)[SPLITS.index(split)]
     texts = _with_text(source)
     if not texts:
         raise DataError(f"{spec} has no document with text in its split {split!r}.")
     return texts
+
+
+def is_parted(spec: str) -> bool:
+    """Whether a set has a test split; of a stream that is not asked, and taken to be so."""
+    return spec.startswith(STREAM) or bool(_open(spec, "test"))
+
+
+def _open_whole(spec: str) -> TextSource:
+    whole = _open(spec, "train")
+    if whole is None or is_parted(spec):
+        raise DataError(f"{spec} is parted already, into {' and '.join(SPLITS)}.")
+    return whole
 
 
 def _open_parts(spec: str) -> tuple[TextSource, TextSource]:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from latentlm_core.config import Config
 from latentlm_core.data.documents import Document, DocumentBuilder, pack
-from latentlm_core.data.order import EpochOrder, batches_from
+from latentlm_core.data.order import EpochOrder
 from latentlm_core.data.packing import SequenceBatch
 from latentlm_core.data.shards import LatentRecord, LatentSet
 from latentlm_core.draws import WHOLE, Share
@@ -142,7 +142,6 @@ class SpeechSequences:
         text: the text tokenizer.
         config: how batches are made.
         seed: of the run.
-        read_ahead: batches that a thread makes ahead, see ``batches_from``.
 
     Attributes:
         stats: normalisation of the latents.
@@ -159,7 +158,6 @@ class SpeechSequences:
         text: TextTokenizer,
         config: SpeechDataConfig,
         seed: int,
-        read_ahead: int = 0,
     ) -> None:
         manifest = latents.manifest
         _check_lengths(latents, text, config.row_length)
@@ -169,7 +167,6 @@ class SpeechSequences:
         self.pace = _pace(latents, text) if config.paced_text else 0.0
         self._layout = SpokenText(text, manifest.latent_channels, self.pace)
         self._seed = seed
-        self._read_ahead = read_ahead
         self._order = EpochOrder(
             len(latents), config.held_out, seed, config.batch_size, manifest.name, latents.blocks
         )
@@ -180,7 +177,7 @@ class SpeechSequences:
 
     def batches(self, numbers: Iterable[int], share: Share = WHOLE) -> Iterator[SequenceBatch]:
         """A share of the batches of these numbers."""
-        yield from batches_from(self.batch, numbers, share, self._read_ahead)
+        return (self.batch(number).share(*share) for number in numbers)
 
     def batch(self, number: int) -> SequenceBatch:
         """Training batch ``number`` of the endless run."""

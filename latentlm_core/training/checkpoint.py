@@ -39,7 +39,7 @@ from torch import Tensor
 from latentlm_core.config import Config, build
 from latentlm_core.errors import ArtifactError, CorruptFileError, LatentLMError
 from latentlm_core.files import publish, read_json
-from latentlm_core.processes import current
+from latentlm_core.processes import TRAINING_PATIENCE, current
 from latentlm_core.training.checkpoint_files import ShareFile, StoredTensor, open_part, own_share
 from latentlm_core.training.checkpoint_state import (
     STATE_FILE,
@@ -52,8 +52,8 @@ from latentlm_core.training.checkpoint_state import (
     write_state,
 )
 
-PATIENCE = 1800.0
-"""Seconds that the main process waits for the files of the others."""
+FILES_PATIENCE = TRAINING_PATIENCE / 4
+"""How long the main process waits for the files of the others, which in turn wait for it."""
 
 _FOLDER = re.compile(r"step-\d{8,}")
 _T = TypeVar("_T")
@@ -331,10 +331,11 @@ def _leave_note(path: Path, note: _Note) -> None:
 
 def _await_note(part: Path, rank: int) -> dict[str, FileEntry]:
     """Wait for the files of another process; what they must be."""
-    path, deadline = _note_path(part, rank), time.monotonic() + PATIENCE
+    patience = FILES_PATIENCE.total_seconds()
+    path, deadline = _note_path(part, rank), time.monotonic() + patience
     while not path.exists():
         if time.monotonic() > deadline:
-            raise ArtifactError(f"Process {rank} has written nothing for {PATIENCE:.0f} s: {part}.")
+            raise ArtifactError(f"Process {rank} has written nothing for {patience:.0f} s: {part}.")
         time.sleep(0.01)
     note = build(_Note, read_json(path), str(path))
     path.unlink()

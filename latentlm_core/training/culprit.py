@@ -190,22 +190,38 @@ def _places(
         batch: what they are of.
         errors: its errors one by one, if the task gives them.
         bad: where a tensor of the culprit is not finite, for want of errors that are not. Its first
-            axes are those of errors, or else of the rows.
+            axes are those of errors, with their repeats or without, or else of the rows.
     """
     found = [(each, ~torch.isfinite(each.values)) for each in errors.values()]
     if not any(which.any() for _, which in found) and bad is not None:
         by_row = _of_rows(bad, _num_rows(batch))
         if not errors:
             return _indices(by_row), ()
-        one_by_one = [
-            (each, bad.reshape(len(each.values), -1).any(1))
-            for each in errors.values()
-            if len(each.values) in accumulate(bad.shape, operator.mul)
+        one_by_one = [(each, _of_errors(bad, each.rows)) for each in errors.values()]
+        found = [(each, which) for each, which in one_by_one if which is not None] or [
+            (each, by_row[each.rows]) for each in errors.values()
         ]
-        found = one_by_one or [(each, by_row[each.rows]) for each in errors.values()]
     rows = [row for each, which in found for row in each.rows[which].tolist()]
     bands = [band for each, which in found for band in each.bands(which)]
     return sorted(set(rows)), tuple(dict.fromkeys(bands))
+
+
+def _of_errors(bad: Tensor, rows: Tensor) -> Tensor | None:
+    """The errors (K,) that ``bad`` is about: its first axes are theirs, or those without repeats.
+
+    Args:
+        bad: of any shape.
+        rows: (K,) the row of each error.
+
+    Returns:
+        None where it is about something else.
+    """
+    for size in reversed(list(accumulate(bad.shape, operator.mul))):
+        if 0 < size <= len(rows) and len(rows) % size == 0:
+            repeats = len(rows) // size
+            if torch.equal(rows, rows[:size].repeat(repeats)):
+                return bad.reshape(size, -1).any(1).repeat(repeats)
+    return None
 
 
 def _of_rows(bad: Tensor, num_rows: int) -> Tensor:

@@ -39,7 +39,8 @@ from latentlm_core.errors import ConfigError
 from latentlm_core.models.few_step import FewStepHead
 from latentlm_core.models.heads import DiffusionHead
 from latentlm_core.models.latent_lm import LatentLM
-from latentlm_core.training.tasks import Term, Terms, Turn
+from latentlm_core.training.lm_task import band_edges
+from latentlm_core.training.tasks import ElementErrors, Term, Terms, Turn
 
 
 class DistillConfig(Config):
@@ -176,13 +177,25 @@ class DistillTask:
         """Nothing of this task calls for a warning yet."""
         return ()
 
+    def element_errors(
+        self, batch: GuidedBatch, generator: torch.Generator
+    ) -> dict[str, ElementErrors]:
+        """The errors of latents, each lesson's at the timestep where it begins."""
+        errors = self._errors(*self._teach(batch, generator)).square().sum(-1)
+        rows = batch.layout.latent_targets // batch.layout.kind.shape[1]
+        begins = [self._grid.timesteps[place] for place in self._lessons.begins]
+        timesteps = torch.tensor(begins, device=errors.device).view(-1, 1, 1)
+        each_row, each_t = (part.expand_as(errors).flatten() for part in (rows, timesteps))
+        edges = band_edges(self.teacher.schedule.config.num_train_timesteps)
+        return {"latent": ElementErrors(errors.flatten(), each_row, each_t, edges)}
+
     def _losses(self, batch: GuidedBatch, generator: torch.Generator) -> Terms:
         return self._terms(self._errors(*self._teach(batch, generator)))
 
     def _counts(self, batch: GuidedBatch) -> dict[str, int]:
         repeats = len(self._lessons.begins) * self.config.trajectories
         channels = self.model.config.latent_channels
-        return {"latent": repeats * channels * len(batch.scales)}
+        return {"latent": repeats * channels * batch.layout.latent_targets.numel()}
 
     def _terms(self, errors: Tensor) -> Terms:
         return {"latent": Term(errors.square().sum(), errors.numel())}
@@ -192,11 +205,10 @@ class DistillTask:
         self, batch: GuidedBatch, generator: torch.Generator
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """States (N, D), and the teacher's trajectories of them: (R, N, C) by step of its grid."""
-        states = self._states(batch.batch)
-        free = None if batch.free is None else self._states(batch.free)
+        states, free = self._states(batch), batch.free
         shape = (self.config.trajectories, len(states), self.model.config.latent_channels)
-        noise = Draws(generator, batch.batch.targets).normal(shape, dim=1)
-        guide = None if free is None else Guide(free, batch.scales, self._guided)
+        noise = Draws(generator, batch.targets).normal(shape, dim=1)
+        guide = None if free is None else Guide(self._states(free.batch), free.scales, self._guided)
         return states, walk(self.teacher, states, guide, noise, self._grid, self._lessons.begins)
 
     def _states(self, batch: SequenceBatch) -> Tensor:

@@ -1,9 +1,7 @@
 """What a training step takes of the hardware: bfloat16, compiled blocks, blocks computed twice."""
 
-import os
-import shlex
-import shutil
-import sys
+import ctypes
+import platform
 from collections.abc import Iterator
 from functools import partial
 from typing import Literal
@@ -13,8 +11,14 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from latentlm_core.errors import ConfigError
+from latentlm_core.runtime import has_bfloat16, missing_compiler
 
 Precision = Literal["auto", "float32", "bfloat16"]
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's ``mallopt``: free bytes at the heap's end, and bytes of a block outside of it."""
+KEPT_BYTES, MAX_MMAP_THRESHOLD = 1 << 30, 1 << 25
+"""What they are set to; the second is the greatest that glibc takes."""
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype:
@@ -25,7 +29,7 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """
     if precision != "auto":
         return getattr(torch, precision)  # type: ignore[no-any-return]
-    return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
@@ -39,13 +43,25 @@ def require_compiler() -> None:
     Raises:
         ConfigError: there is none.
     """
-    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    command = os.environ.get("CXX") or usual
-    if shutil.which(shlex.split(command)[0]) is None:
+    command = missing_compiler()
+    if command is not None:
         raise ConfigError(
             f"trainer.compile needs a C++ compiler, and {command} is not on this machine.",
             hint="Install one and name it in CXX, or train with --set trainer.compile=false.",
         )
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """On a CPU, let the process keep memory that is freed, up to 1 GiB, for what comes next.
+
+    The activations of a step are as large as those of the step before. By default glibc gives much
+    of such memory back, and each of its pages is then zeroed anew: a sixth of a step of the demo's
+    model. Other C libraries are left as they are.
+    """
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD)
+        allocator.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def compile_blocks(module: nn.Module) -> None:
@@ -77,11 +93,3 @@ def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
             yield child
         else:
             yield from blocks_of(child)
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return False

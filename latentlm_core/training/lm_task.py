@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from latentlm_core.config import Config
 from latentlm_core.data.packing import SequenceBatch
 from latentlm_core.draws import Draws
+from latentlm_core.models.cost import training_flops
 from latentlm_core.models.dit import DiT
 from latentlm_core.models.latent_lm import LatentLM, Losses
 from latentlm_core.models.transfusion import Transfusion
-from latentlm_core.training.tasks import ElementErrors, Term, Terms, Turn
+from latentlm_core.training.tasks import ElementErrors, Term, Terms, Turn, Work
 
 NUM_BANDS = 4
 """Validation splits the diffusion loss into this many equal bands of timesteps."""
@@ -79,6 +80,10 @@ class LMTask:
         if self.model.predicts_text:
             errors["text"] = ElementErrors(losses.text, layout.text_targets // length)
         return errors
+
+    def work(self, batch: SequenceBatch) -> Work:
+        """By the batch's layout."""
+        return _work(self.model, batch)
 
     def _losses(self, batch: SequenceBatch, generator: torch.Generator) -> Terms:
         losses = self._errors(batch, generator)
@@ -145,6 +150,10 @@ class DiTTask:
         each_row, each_t = (part.unsqueeze(1).expand_as(error).flatten() for part in (rows, t))
         return {"latent": ElementErrors(error.flatten(), each_row, each_t, edges)}
 
+    def work(self, batch: SequenceBatch) -> Work:
+        """By the batch's layout."""
+        return _work(self.model, batch)
+
     def _losses(self, batch: SequenceBatch, generator: torch.Generator) -> Terms:
         error, _ = self._errors(batch, generator)
         return self._terms(error)
@@ -158,6 +167,11 @@ class DiTTask:
 
     def _terms(self, error: Tensor) -> Terms:
         return {"latent": Term(error.sum(), error.numel() * self.model.config.latent_channels)}
+
+
+def _work(model: LatentLM | Transfusion | DiT, batch: SequenceBatch) -> Work:
+    layout = batch.layout
+    return Work(layout.extent.positions, training_flops(model.config, layout))
 
 
 def band_edges(num_timesteps: int) -> tuple[int, ...]:

@@ -148,12 +148,21 @@ def reshard(module: nn.Module) -> None:
         part.reshard()
 
 
-def backward_of(module: nn.Module, processes: Processes) -> Backward:
-    """How the gradients of a module are computed, and summed over processes."""
+def backward_of(
+    module: nn.Module, processes: Processes, reduce_each_batch: bool = False
+) -> Backward:
+    """How the gradients of a module are computed, and summed over processes.
+
+    Args:
+        module: after ``shard``, where it is shared out.
+        processes: W.
+        reduce_each_batch: share gradients out after each batch, not after the last one of a step
+            (of a module that is shared out).
+    """
     if processes.size == 1:
         return lambda objective, is_last: objective.backward()  # type: ignore[no-untyped-call]
     if next(_sharded_parts(module), None) is not None:
-        return _sharded_backward(module)
+        return _sharded_backward(module, reduce_each_batch)
     return _replicated_backward(module)
 
 
@@ -162,10 +171,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def _sharded_backward(module: nn.Module) -> Backward:
+def _sharded_backward(module: nn.Module, reduce_each_batch: bool) -> Backward:
     def backward(objective: Tensor, is_last: bool) -> None:
         for part in _sharded_parts(module):
-            part.set_requires_gradient_sync(is_last)
+            part.set_requires_gradient_sync(is_last or reduce_each_batch)
+            part.set_requires_all_reduce(is_last)  # among copies of the shares, once a step
         objective.backward()  # type: ignore[no-untyped-call]
 
     return backward

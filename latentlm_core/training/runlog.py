@@ -8,7 +8,6 @@ before the checkpoint that follows it, so none is missing.
 import json
 import math
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from latentlm_core.errors import ArtifactError, CorruptFileError
 from latentlm_core.files import read_text, write_text
-from latentlm_core.training.tasks import Term
+from latentlm_core.training.tasks import Term, Turn
 
 Row = dict[str, Any]
 Sums = dict[str, tuple[float, int]]
@@ -93,6 +92,17 @@ def figures_of(sums: Sums) -> dict[str, float]:
     return {name: total / max(count, 1) for name, (total, count) in sums.items()}
 
 
+def shown_figures(turn: Turn, figures: Mapping[str, float]) -> dict[str, float]:
+    """What of a row belongs on a progress bar, in the bar's words: a loss and how fast it falls."""
+    shown = {
+        f"loss/{turn.name}": "loss",
+        "tokens_per_second": "tokens/s",
+        "flops_utilisation": "MFU",
+        "data_wait_share": "waiting",
+    }
+    return {word: figures[name] for name, word in shown.items() if name in figures}
+
+
 class Means:
     """Means of terms over several steps, whose values stay on the device until they are withdrawn.
 
@@ -145,27 +155,6 @@ class Means:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what ``tensors`` returned."""
         self._sums = {name: (float(pair[0]), int(pair[1])) for name, pair in tensors.items()}
-
-
-class Pace:
-    """Speed of training since the last row, and the share of it spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Measure from now on."""
-        self._start = time.perf_counter()
-        self.samples = 0
-        self.waited = 0.0
-
-    def figures(self) -> dict[str, float | None]:
-        """Samples a second and the waiting share in [0, 1]."""
-        seconds = time.perf_counter() - self._start
-        return {
-            "samples_per_second": self.samples / seconds,
-            "data_wait_share": self.waited / seconds,
-        }
 
 
 def _line(row: Row) -> str:

@@ -48,6 +48,7 @@ class Stepper:
         first: index of this process's first batch among those of a step; where it has several, each
             is ``processes.size`` after the one before.
         skips: whether the steps after a bad one are taken.
+        reduce_each_batch: see ``parallel.backward_of``.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Stepper:
         processes: Processes = ALONE,
         first: int = 0,
         skips: bool = False,
+        reduce_each_batch: bool = False,
     ) -> None:
         self._parameters = {
             name: dict(module.named_parameters()) for name, module in modules.items()
@@ -83,7 +85,10 @@ class Stepper:
         self._processes = processes
         self._first = first
         self._skips = skips
-        self._backwards = {name: backward_of(module, processes) for name, module in modules.items()}
+        self._backwards = {
+            name: backward_of(module, processes, reduce_each_batch)
+            for name, module in modules.items()
+        }
         self._failed = torch.zeros((), dtype=torch.float32, device=device)
 
     def step(self, turns: Sequence[Turn], batches: Sequence[Batch], step: int) -> Terms:

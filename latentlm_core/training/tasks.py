@@ -118,6 +118,27 @@ class GivesErrors(Protocol):
         """The errors of a batch by the name of their term, from a generator as a loss gets it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a step asks of a model, or of several that share it.
+
+    Attributes:
+        tokens: tokens and latents that are fed, padding left out.
+        flops: operations, forward and backward, that the model needs.
+    """
+
+    tokens: int = 0
+    flops: int = 0
+
+
+@runtime_checkable
+class TellsWork(Protocol):
+    """A task that tells its work, so that a run's speed can be set against its device's."""
+
+    def work(self, batch: Any) -> Work:
+        """Of a step with this batch; the host knows it without asking the device."""
+
+
 class Batch(Protocol):
     """Some examples, ready for a task."""
 
@@ -145,7 +166,7 @@ class BatchStream(Protocol):
     """A deterministic source of batches: batch k is a function of (seed, k) alone."""
 
     def batches(self, numbers: Iterable[int], share: Share = WHOLE) -> Iterator[Batch]:
-        """The batches of these numbers, in this order; prefetched.
+        """The batches of these numbers, in this order, each made when it is asked for.
 
         Args:
             numbers: may have no end.

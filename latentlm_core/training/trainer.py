@@ -20,8 +20,8 @@ Notable choices:
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,20 +36,24 @@ from latentlm_core.processes import current
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.training.bad_numbers import BadNumbers, GoBack, bad_turn
 from latentlm_core.training.checkpoint import CheckpointStore
+from latentlm_core.training.feed import Feed
 from latentlm_core.training.hardware import (
     autocast_dtype,
     compile_blocks,
+    keep_freed_memory,
     recompute_blocks,
     require_compiler,
 )
 from latentlm_core.training.interrupt import StopRequest, deferred_signals
 from latentlm_core.training.optim import Ema, OptimizerConfig
+from latentlm_core.training.pace import Pace
 from latentlm_core.training.parallel import StepShare, gathered_dtype, mesh_of, shard
+from latentlm_core.training.peak import peak_flops
 from latentlm_core.training.run_config import Schema, require_same
-from latentlm_core.training.runlog import Means, Pace, RunLog, figures_of, last_figures
+from latentlm_core.training.runlog import Means, RunLog, figures_of, last_figures, shown_figures
 from latentlm_core.training.state import TrainState
 from latentlm_core.training.step import Stepper
-from latentlm_core.training.tasks import Batch, BatchStream, Task
+from latentlm_core.training.tasks import Batch, BatchStream, Task, TellsWork, Work
 from latentlm_core.training.trainer_config import FREE_KEYS, TrainerConfig, plain_config
 from latentlm_core.training.validation import objective, validate
 
@@ -69,6 +73,7 @@ class TrainResult:
         samples_seen: examples trained on.
         seconds: time spent training, over all sessions of the run.
         figures: the newest value of each figure in the log.
+        speed: of this call, by the names in the log (``training.pace``); empty if it took no step.
         resumed_from: the step of the checkpoint that this call began with, if there was one.
         metrics_path: the log.
     """
@@ -77,6 +82,7 @@ class TrainResult:
     samples_seen: int
     seconds: float
     figures: dict[str, float | None]
+    speed: dict[str, float | None]
     resumed_from: int | None
     metrics_path: Path
 
@@ -118,11 +124,11 @@ class Trainer:
     ) -> None:
         self.config = config
         self.task = task
-        self.stream = stream
         self.folder = folder
         self.device = device
         self._processes = processes = current()
-        self._share = StepShare.of(config.accumulate, processes)
+        share = StepShare.of(config.accumulate, processes)
+        self._feed = Feed(stream, share, device)
         self.progress = progress if processes.is_main else SILENT
         dtype = autocast_dtype(config.precision, device)
         self._run_config = plain_config(config, dtype, optimizers, run_config)
@@ -133,6 +139,7 @@ class Trainer:
 
         if config.compile:
             require_compiler()
+        keep_freed_memory(device)
         mesh = mesh_of(config.parallel, config.shard_size, device, processes)
         for module in task.modules.values():
             if config.recompute:
@@ -155,8 +162,9 @@ class Trainer:
             device=device,
             dtype=dtype,
             processes=processes,
-            first=self._share.indices.start,
+            first=share.indices.start,
             skips=config.on_bad_numbers == "skip",
+            reduce_each_batch=config.reduce_each_batch,
         )
         ema = Ema(task.exported, config.ema_decay)
         self._state = TrainState(task.modules, stepper, ema, Means())
@@ -169,7 +177,7 @@ class Trainer:
             go_back=config.save_every if config.on_bad_numbers == "rollback" else 0,
             is_async=is_async,
         )
-        self._pace = Pace()
+        self._pace = Pace(lambda: processes.size * peak_flops(device, dtype))
         self._unread: list[int] = []
         policy, bound = config.on_bad_numbers, config.max_bad_steps
         self._bad = BadNumbers(folder, policy, bound, task, stepper, self._store, self.progress)
@@ -205,7 +213,7 @@ class Trainer:
 
     def _run(self) -> TrainResult:
         processes, path = self._processes, self.folder / "metrics.jsonl"
-        with deferred_signals(processes) as stop, self._store:
+        with deferred_signals(processes) as stop, self._store, closing(self._feed):
             state, resumed_from = self._state, self._resume()
             self._bad.begin(resumed_from)
             log = RunLog(path, state.step) if processes.is_main else None
@@ -222,6 +230,7 @@ class Trainer:
                 step=state.step,
                 samples_seen=state.samples_seen,
                 seconds=state.seconds,
+                speed=self._pace.overall(),
                 resumed_from=resumed_from,
                 metrics_path=path,
             )
@@ -230,13 +239,13 @@ class Trainer:
     def _train(self, log: RunLog | None, stop: StopRequest) -> None:
         config, state = self.config, self._state
         begun = time.perf_counter() - state.seconds
-        batches = self._batches(state.step)
+        self._seek()
         is_whole = True
         with self.progress.bar(self.task.name, config.total_steps, "steps", state.step) as bar:
             self._pace.restart()
             try:
                 while state.step < config.total_steps:
-                    before, parts = state.step, self._next(batches)
+                    before, parts = state.step, self._take()
                     is_whole = False
                     try:
                         self._update(parts)
@@ -248,7 +257,8 @@ class Trainer:
                     except GoBack:
                         is_whole = False
                         self._go_back(log)
-                        batches, shown = self._batches(state.step), {}
+                        self._seek()
+                        shown = {}
                         is_whole = True
                     bar.advance(state.step - before, **shown)
                     stop.obey()
@@ -261,16 +271,15 @@ class Trainer:
                         self.progress.note(told)
                 raise
 
-    def _batches(self, step: int) -> Iterator[Batch]:
-        """This process's parts of the batches of ``step`` and those after it."""
-        numbers = self._share.numbers(step + self._bad.left_out)
-        return self.stream.batches(numbers, self._share.rows)
+    def _seek(self) -> None:
+        """Go on with the batches of the state's step."""
+        self._feed.seek(self._state.step + self._bad.left_out)
 
-    def _next(self, batches: Iterator[Batch]) -> list[Batch]:
+    def _take(self) -> list[Batch]:
         """This process's parts of the next step's batch, on the device."""
         before = time.perf_counter()
-        parts = [next(batches).to(self.device) for _ in self._share.indices]
-        self._pace.waited += time.perf_counter() - before
+        parts = self._feed.take()
+        self._pace.wait(time.perf_counter() - before)
         return parts
 
     def _update(self, parts: list[Batch]) -> None:
@@ -281,11 +290,15 @@ class Trainer:
         if self.device.type == "cpu" or len(self._unread) == MAX_LAG:
             self._read()
         state.ema.update(state.step)
-        own_samples = torch.tensor(sum(len(part) for part in parts))
-        num_samples = int(self._processes.sum(own_samples))
-        self._pace.samples += num_samples
-        state.samples_seen += num_samples
+        own = [(len(part), self._work(part)) for part in parts]
+        counts = torch.tensor([[size, work.tokens, work.flops] for size, work in own]).sum(0)
+        samples, tokens, flops = self._processes.sum(counts).tolist()
+        self._pace.count(samples, Work(tokens, flops))
+        state.samples_seen += samples
         state.step += 1
+
+    def _work(self, part: Batch) -> Work:
+        return self.task.work(part) if isinstance(self.task, TellsWork) else Work()
 
     def _read(self) -> None:
         """Look at the figures of the steps since the last look: this makes the host wait."""
@@ -297,7 +310,7 @@ class Trainer:
             if turn is None:
                 means.count(sums)
                 continue
-            parts = self._next(self._batches(step))
+            parts = self._feed.again(step + self._bad.left_out)
             self._bad.face(turn, step, figures, parts, now=unread[-1] + 1)
 
     def _go_back(self, log: RunLog | None) -> None:
@@ -327,8 +340,7 @@ class Trainer:
         written = log.write(state.step, {"samples_seen": state.samples_seen, **row})
         self._warn(written)
         self._pace.restart()
-        loss = f"loss/{turns[0].name}"
-        return {"loss": written[loss]} if loss in written else {}
+        return shown_figures(turns[0], written)
 
     def _is_due(self, every: int) -> bool:
         is_last = self._state.step == self.config.total_steps
@@ -339,7 +351,7 @@ class Trainer:
         with self._state.ema.applied():
             means = validate(
                 self.task,
-                self.stream,
+                self._feed.held_out(),
                 self._state.stepper,
                 self.config.seed,
                 self.device,

@@ -39,6 +39,9 @@ class TrainerConfig(Config):
     shard_size: int = Field(default=0, ge=0)
     """Processes that share one copy of the weights (`fsdp`); 0 is all, fewer hold several copies
     (HSDP), and must divide all."""
+    reduce_each_batch: bool = False
+    """Sum gradients over the processes after each batch, not once a step (`fsdp`): a process with
+    several batches then holds a share of them and not all, for about twice the traffic."""
     recompute: bool = False
     """Compute the networks' blocks again in the backward pass: less memory, a third more work."""
     on_bad_numbers: Policy = "stop"
@@ -80,6 +83,7 @@ FREE_KEYS = frozenset(
         "compile",
         "parallel",
         "shard_size",
+        "reduce_each_batch",
         "recompute",
         "on_bad_numbers",
         "max_bad_steps",

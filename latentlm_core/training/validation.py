@@ -1,7 +1,7 @@
 """Validation shared by processes: the figures are those of one process, to the last bit."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 import torch
@@ -10,12 +10,12 @@ from latentlm_core.processes import Processes
 from latentlm_core.runtime import evaluating, generator
 from latentlm_core.training.runlog import Means
 from latentlm_core.training.step import Stepper
-from latentlm_core.training.tasks import Batch, BatchStream, Task, Turn
+from latentlm_core.training.tasks import Batch, Task, Turn
 
 
 def validate(
     task: Task,
-    stream: BatchStream,
+    held_out: Iterable[Batch],
     stepper: Stepper,
     seed: int,
     device: torch.device,
@@ -28,7 +28,7 @@ def validate(
 
     Args:
         task: on the device, its modules hold the weights to validate.
-        stream: the batches.
+        held_out: the batches.
         stepper: whose autocast is used.
         seed: of the run.
         device: where to compute.
@@ -38,7 +38,7 @@ def validate(
     mine, means, indices = Means(), Means(), []
     # What FSDP2 gathers is kept for training, where tensors of inference mode are of no use.
     with evaluating(*task.modules.values()), torch.inference_mode(False), torch.no_grad():
-        for index, batch in _share(stream, processes, limit):
+        for index, batch in _share(held_out, processes, limit):
             rng = generator(seed, "validate", index, device=device)
             with stepper.autocast():
                 mine.add(task.validate(batch.to(device), rng))
@@ -66,12 +66,12 @@ def objective(turn: Turn, figures: Mapping[str, float | None]) -> float | None:
 
 
 def _share(
-    stream: BatchStream, processes: Processes, limit: int | None
+    held_out: Iterable[Batch], processes: Processes, limit: int | None
 ) -> Iterator[tuple[int, Batch]]:
     """Every W-th batch and its number, as many in each process: weights are gathered together.
 
     Where the last round is short, some processes take the last batch as well.
     """
-    batches = enumerate(islice(stream.held_out(), limit))
+    batches = enumerate(islice(held_out, limit))
     while turn := list(islice(batches, processes.size)):
         yield turn[min(processes.rank, len(turn) - 1)]

@@ -8,7 +8,7 @@ Axes: B sequences, T latent positions, C latent channels.
 
 import time
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import count, repeat
 
 import torch
 from torch import Tensor
@@ -27,9 +27,11 @@ from latentlm_core.models.latent_lm import LatentLM, LatentLMConfig, LatentLMSiz
 from latentlm_core.progress import Progress
 from latentlm_core.recipes import LMRecipe, lm_recipe
 from latentlm_core.runtime import generator, seeded_init
+from latentlm_core.training.feed import made_ahead, steps_ahead
 from latentlm_core.training.hardware import (
     autocast_dtype,
     compile_blocks,
+    keep_freed_memory,
     recompute_blocks,
     require_compiler,
 )
@@ -37,8 +39,7 @@ from latentlm_core.training.lm_task import DiTTask, LMTask
 from latentlm_core.training.optim import Ema
 from latentlm_core.training.step import Stepper
 from latentlm_core.workflows.bench import Timing, take_turns
-from latentlm_core.workflows.bench_sample import CHANNELS, CLASSES
-from latentlm_core.workflows.train_lm import READ_AHEAD
+from latentlm_core.workflows.bench_models import CHANNELS, CLASSES
 from latentlm_core.workflows.workspace import find_latents
 
 RECIPE = "mnist"
@@ -46,7 +47,17 @@ RECIPE = "mnist"
 
 
 class TrainingLoop:
-    """Steps of one model; ``waited`` are seconds until batches were there."""
+    """Steps of one model.
+
+    Args:
+        size: of the model.
+        recipe: how it is trained.
+        device: where.
+        batches: on the device.
+
+    Attributes:
+        waited: seconds until batches were there.
+    """
 
     def __init__(
         self,
@@ -58,6 +69,7 @@ class TrainingLoop:
         config = recipe.trainer
         if config.compile:
             require_compiler()
+        keep_freed_memory(device)
         with seeded_init("generator", config.seed):
             model = build_generator(size)
         if config.recompute:
@@ -78,7 +90,7 @@ class TrainingLoop:
             dtype=autocast_dtype(config.precision, device),
         )
         self._ema = Ema(model, config.ema_decay)
-        self._batches, self._device = batches, device
+        self._batches = batches
         self.waited = 0.0
 
     def run(self, steps: int) -> None:
@@ -86,8 +98,6 @@ class TrainingLoop:
         for _ in range(steps):
             before = time.perf_counter()
             batch = next(self._batches)
-            if batch.ids.device.type != self._device.type:
-                batch = batch.to(self._device)
             self.waited += time.perf_counter() - before
             self._stepper.step(self._task.turns(0), [batch], 0)
             self._ema.update(0)
@@ -125,21 +135,24 @@ def stored_batches(
     num_latents: int,
     device: torch.device,
 ) -> Iterator[SequenceBatch]:
-    """Endless batches of a latent set, or one that was drawn, again and again."""
+    """Endless batches of a latent set, or one that was drawn, again and again.
+
+    They get to the device as a trainer's do (``training.feed``).
+    """
     if latents is None:
         drawn = torch.randn(batch, num_latents, CHANNELS, generator=generator("bench"))
-        while True:
-            yield _sequences(drawn, CLASSES)
-    assert isinstance(recipe.data, LatentDataConfig)
-    config = recipe.data.model_copy(update={"batch_size": batch})
-    ahead = READ_AHEAD if device.type == "cuda" else 0
-    yield from LatentStream(latents, config, recipe.trainer.seed, ahead).batches(count())
+        batches: Iterator[SequenceBatch] = repeat(_sequences(drawn, CLASSES))
+    else:
+        assert isinstance(recipe.data, LatentDataConfig)
+        config = recipe.data.model_copy(update={"batch_size": batch})
+        batches = LatentStream(latents, config, recipe.trainer.seed).batches(count())
+    return made_ahead(lambda: next(batches).to(device), steps_ahead(device))
 
 
 def encoded_batches(
     latents: LatentSet, batch: int, device: torch.device
 ) -> Iterator[SequenceBatch]:
-    """Endless batches whose images are encoded as they come."""
+    """Endless batches on the device whose images are encoded as they come."""
     manifest = latents.manifest
     vae = load_tokenizer(latents.folder / TOKENIZER_FOLDER, device).model
     source = open_source(manifest.data, manifest.split)

@@ -5,18 +5,19 @@ from typing import Any
 
 from latentlm_core.data.packing import LatentDataConfig
 from latentlm_core.errors import ConfigError
+from latentlm_core.layout import SequenceLayout
+from latentlm_core.models.cost import training_flops
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
 from latentlm_core.runtime import resolve_device
 from latentlm_core.training.hardware import autocast_dtype
+from latentlm_core.training.peak import peak_flops
 from latentlm_core.workflows.bench import (
-    Ceilings,
     Conditions,
     Memory,
     each_batch,
     require_counts,
 )
-from latentlm_core.workflows.bench_cost import training_flops
 from latentlm_core.workflows.bench_loop import (
     RECIPE,
     TrainingLoop,
@@ -27,7 +28,7 @@ from latentlm_core.workflows.bench_loop import (
     stored_batches,
     time_loops,
 )
-from latentlm_core.workflows.bench_sample import default_latents, sized_model
+from latentlm_core.workflows.bench_models import default_latents, sized_model
 
 
 def bench_train(
@@ -60,7 +61,8 @@ def bench_train(
         progress: listener.
 
     Returns:
-        steps and tokens per second, model FLOPs utilisation, the share of waiting.
+        steps and tokens per second, model FLOPs utilisation and the share of waiting, as
+        ``training.pace`` defines them.
 
     Raises:
         LatentLMError: anything that the user can mend; a batch that does not fit among it.
@@ -94,7 +96,7 @@ def bench_train(
         num_positions, size = latents.manifest.num_positions, model_of(config, latents)
     conditions, memory = Conditions(where, options, progress), Memory(where)
     dtype = autocast_dtype(config.trainer.precision, where)
-    ceilings = Ceilings.measure(where, dtype)
+    peak = peak_flops(where, dtype)
 
     def measure(batch: int) -> dict[str, Any]:
         memory.restart()
@@ -103,13 +105,14 @@ def bench_train(
         if encode and latents is not None:
             loops.append(TrainingLoop(size, config, where, encoded_batches(latents, batch, where)))
         shares, timings = time_loops(loops, steps, repeats, warm_up, where)
-        ours, flops = timings[0], training_flops(size, batch, num_positions) * steps
+        layout = SequenceLayout.of_images(batch, num_positions)
+        ours, flops = timings[0], training_flops(size, layout) * steps
         row: dict[str, Any] = {
             "batch": batch,
             "steps_per_second": ours.rates(steps),
             "images_per_second": ours.rates(steps * batch),
-            "tokens_per_second": ours.rates(steps * batch * num_positions),
-            "flops_utilisation": round(flops / ours.median / ceilings.flops, 4),
+            "tokens_per_second": ours.rates(steps * layout.extent.positions),
+            "flops_utilisation": round(flops / ours.median / peak, 4),
             "data_wait_share": shares[0],
             "peak_megabytes": memory.peak_megabytes,
         }
@@ -118,10 +121,10 @@ def bench_train(
             row["ratio"] = round(timings[1].median / ours.median, 3)
         return row
 
-    rows = each_batch(batches, where, measure)
+    rows = each_batch(batches, where, measure, progress)
     about = {"precision": str(dtype).removeprefix("torch."), "tokens": num_positions}
     figures = {f"batch {batch}": _shown(row) for batch, row in rows.items()}
-    found = {"ceilings": ceilings.to_dict()}
+    found = {"peak_teraflops": round(peak / 1e12, 3)}
     return conditions.result(
         f"Training speed of {recipe}",
         {**about, **figures, **found},

@@ -16,7 +16,7 @@ from latentlm_core.figures import loss_curves
 from latentlm_core.files import TOKENIZER_FOLDER
 from latentlm_core.models.few_step import FewStepConfig, FewStepHead
 from latentlm_core.models.latent_lm import LatentLM, LatentLMConfig
-from latentlm_core.processes import current, joined
+from latentlm_core.processes import TRAINING_PATIENCE, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.recipes import DistillRecipe, LMRecipe, distill_recipe, distill_recipe_names
 from latentlm_core.result import Result
@@ -27,18 +27,16 @@ from latentlm_core.training.runlog import read_metrics
 from latentlm_core.training.trainer import Trainer, TrainResult
 from latentlm_core.workflows.lm_jobs import ClassJob, MultimodalJob, SpeechJob, make_job
 from latentlm_core.workflows.runs import (
-    TRAINING_PATIENCE,
     acknowledge,
     decisive,
     describe,
     is_complete,
     provenance,
-    validation_figures,
+    training_figures,
 )
-from latentlm_core.workflows.sample import run_name_of
-from latentlm_core.workflows.train_lm import READ_AHEAD
+from latentlm_core.workflows.step_memory import fitting_step
 from latentlm_core.workflows.training_data import TrainingData
-from latentlm_core.workflows.workspace import EXPORT, find_export, workspace
+from latentlm_core.workflows.workspace import EXPORT, find_export, run_name_of, workspace
 
 Job = ClassJob | SpeechJob | MultimodalJob
 
@@ -99,11 +97,10 @@ def distill(
         job = make_job(
             learned,
             taught.model_copy(update={"data": config.data, "trainer": config.trainer}),
-            READ_AHEAD if where.type == "cuda" else 0,
         )
     _require_its_data(learned, job, loaded)
 
-    folder = out or workspace() / "runs" / f"{run_name_of(teacher, loaded)}-few-step"
+    folder = out or workspace() / "runs" / f"{run_name_of(teacher, loaded.folder)}-few-step"
     with seeded_init("few-step head", config.trainer.seed):
         student = FewStepHead.of_teacher(model.head)
     plan = {
@@ -140,7 +137,7 @@ def distill(
         processes.once(lambda: loss_curves(read_metrics(result.metrics_path), curves))
         describe(folder, origin, config, result)
 
-    result = Trainer(
+    trainer = Trainer(
         config.trainer,
         task,
         GuidedStream(job.stream, _guidance(few_step, job)),
@@ -150,8 +147,10 @@ def distill(
         {"origin": origin, "recipe": decisive(config)},
         progress,
         schema={"recipe": config},
-    ).run(finish)
-    figures = {"step": result.step, **plan, **validation_figures(result)}
+    )
+    with fitting_step(config, where):
+        result = trainer.run(finish)
+    figures = {"step": result.step, **plan, **training_figures(result)}
     files = {
         "export": str(folder / EXPORT),
         "curves": str(curves),

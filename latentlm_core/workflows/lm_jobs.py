@@ -9,13 +9,13 @@ are of its kind alone (``facts``).
 from pathlib import Path
 from typing import Any
 
-from latentlm_core.artifacts import SpeechBounds
 from latentlm_core.data.mixture import MultimodalDataConfig
 from latentlm_core.data.packing import LatentDataConfig, LatentStream
 from latentlm_core.data.shards import LatentSet
 from latentlm_core.data.streamed_tables import STREAM
 from latentlm_core.data.utterances import SpeechDataConfig, SpeechSequences, transcripts
 from latentlm_core.errors import ConfigError
+from latentlm_core.export_config import SpeechBounds
 from latentlm_core.models.dit import DiTSize
 from latentlm_core.models.latent_lm import LatentLMConfig, LatentLMSize
 from latentlm_core.models.transfusion import TransfusionConfig, TransfusionSize
@@ -24,9 +24,7 @@ from latentlm_core.tokenizers.text import TextTokenizer, make_tokenizer
 from latentlm_core.workflows.training_data import OpenedMix, TrainingData
 
 
-def make_job(
-    data: TrainingData, config: LMRecipe, read_ahead: int
-) -> "ClassJob | SpeechJob | MultimodalJob":
+def make_job(data: TrainingData, config: LMRecipe) -> "ClassJob | SpeechJob | MultimodalJob":
     """Sequences of some data for a recipe.
 
     Raises:
@@ -34,18 +32,16 @@ def make_job(
         DataError: the data lacks what the sequences need.
     """
     if isinstance(config.data, MultimodalDataConfig):
-        return MultimodalJob(data, config, config.data, read_ahead)
+        return MultimodalJob(data, config, config.data)
     if isinstance(config.data, SpeechDataConfig):
-        return SpeechJob(data.single, config, config.data, read_ahead)
-    return ClassJob(data.single, config, config.data, read_ahead)
+        return SpeechJob(data.single, config, config.data)
+    return ClassJob(data.single, config, config.data)
 
 
 class ClassJob:
     """Images of classes."""
 
-    def __init__(
-        self, latents: LatentSet, config: LMRecipe, data: LatentDataConfig, read_ahead: int
-    ) -> None:
+    def __init__(self, latents: LatentSet, config: LMRecipe, data: LatentDataConfig) -> None:
         manifest = latents.manifest
         if latents.is_ragged:
             raise ConfigError(
@@ -55,7 +51,7 @@ class ClassJob:
         if isinstance(config.model, TransfusionSize):
             raise ConfigError(_TRANSFUSION)
         self._latents, self._config = latents, config
-        self.stream = LatentStream(latents, data, config.trainer.seed, read_ahead)
+        self.stream = LatentStream(latents, data, config.trainer.seed)
         self.size = config.model.complete(
             manifest.fixed_grid, manifest.latent_channels, self.stream.null_id + 1
         )
@@ -88,9 +84,7 @@ class ClassJob:
 class SpeechJob:
     """Text to speech."""
 
-    def __init__(
-        self, latents: LatentSet, config: LMRecipe, data: SpeechDataConfig, read_ahead: int
-    ) -> None:
+    def __init__(self, latents: LatentSet, config: LMRecipe, data: SpeechDataConfig) -> None:
         manifest = latents.manifest
         if not latents.is_ragged:
             raise ConfigError(
@@ -104,7 +98,7 @@ class SpeechJob:
         self._latents, self._config = latents, config
         self._texts = transcripts(latents)
         self.text = make_tokenizer(data.text, self._texts)
-        self.stream = SpeechSequences(latents, self.text, data, config.trainer.seed, read_ahead)
+        self.stream = SpeechSequences(latents, self.text, data, config.trainer.seed)
         self.size = config.model.with_text(manifest.latent_channels, self.text.vocab_size)
         self._num_sequences = data.batch_size * config.trainer.accumulate
 
@@ -151,7 +145,6 @@ class MultimodalJob:
         data: TrainingData,
         config: LMRecipe,
         batches: MultimodalDataConfig,
-        read_ahead: int,
     ) -> None:
         if isinstance(config.model, DiTSize):
             raise ConfigError("A DiT takes images of classes; text needs another model.kind.")
@@ -164,7 +157,7 @@ class MultimodalJob:
         library = OpenedMix(data, batches, config.trainer.seed)
         channels = 1 if latents is None else latents.manifest.latent_channels
         self.text = library.text
-        self.stream = library.mixture(channels, read_ahead)
+        self.stream = library.mixture(channels)
         self.size = self._complete(config.model, channels)
 
     @property

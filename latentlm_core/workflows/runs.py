@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,6 @@ from latentlm_core.recipes import DistillRecipe, LMRecipe, VAERecipe
 from latentlm_core.runtime import machine, versions
 from latentlm_core.training.trainer import TrainResult
 from latentlm_core.workflows.workspace import EXPORT, slug
-
-TRAINING_PATIENCE = timedelta(hours=2)
-"""How long a process of a run waits for another: one of them may download a data set first."""
 
 
 def default_recipe(data: str, known: tuple[str, ...], otherwise: str, progress: Progress) -> str:
@@ -103,11 +99,12 @@ def provenance(
     }
 
 
-def validation_figures(result: TrainResult) -> dict[str, float | None]:
-    """The last validation's figures, and how long the run took."""
+def training_figures(result: TrainResult) -> dict[str, float | None]:
+    """The last validation's figures, how long the run took, and how fast this call trained."""
     validation = {
         name.removeprefix("validation/"): value
         for name, value in result.figures.items()
         if name.startswith("validation/")
     }
-    return {**validation, "training_seconds": round(result.seconds, 1)}
+    speed = {name: value and float(f"{value:.4g}") for name, value in result.speed.items()}
+    return {**validation, "training_seconds": round(result.seconds, 1), **speed}

@@ -5,19 +5,15 @@ from pathlib import Path
 
 import torch
 
-from latentlm_core.artifacts import (
-    Generator,
-    GeneratorExport,
-    build_generator,
-    save_generator,
-)
+from latentlm_core.artifacts import Generator, build_generator, save_generator
 from latentlm_core.data.mixture import MultimodalDataConfig
+from latentlm_core.export_config import GeneratorExport
 from latentlm_core.figures import loss_curves
 from latentlm_core.files import TOKENIZER_FOLDER
 from latentlm_core.models.dit import DiT
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.pretrained import read_backbone
-from latentlm_core.processes import current, joined
+from latentlm_core.processes import TRAINING_PATIENCE, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.recipes import lm_recipe, lm_recipe_names
 from latentlm_core.result import Result
@@ -28,7 +24,6 @@ from latentlm_core.training.trainer import Trainer, TrainResult
 from latentlm_core.workflows.lm_jobs import make_job
 from latentlm_core.workflows.lm_start import begin_with
 from latentlm_core.workflows.runs import (
-    TRAINING_PATIENCE,
     acknowledge,
     decisive,
     default_recipe,
@@ -36,13 +31,11 @@ from latentlm_core.workflows.runs import (
     is_complete,
     provenance,
     run_name,
-    validation_figures,
+    training_figures,
 )
+from latentlm_core.workflows.step_memory import fitting_step
 from latentlm_core.workflows.training_data import TrainingData
 from latentlm_core.workflows.workspace import EXPORT, workspace
-
-READ_AHEAD = 4
-"""Batches that are made while a GPU computes."""
 
 
 @joined(TRAINING_PATIENCE)
@@ -93,9 +86,8 @@ def train_lm(
     folder = out or workspace() / "runs" / run_name("lm", learned.name, recipe)
     where = resolve_device(device)
     acknowledge(learned.source, progress)
-    read_ahead = READ_AHEAD if where.type == "cuda" else 0
     with processes.main_first():
-        job = make_job(learned, config, read_ahead)
+        job = make_job(learned, config)
     size = job.size
     with seeded_init("generator", config.trainer.seed), torch.device("meta" if dry_run else "cpu"):
         model = build_generator(size)
@@ -129,7 +121,7 @@ def train_lm(
         processes.once(lambda: loss_curves(read_metrics(result.metrics_path), curves))
         describe(folder, origin, config, result)
 
-    result = Trainer(
+    trainer = Trainer(
         config.trainer,
         _task(model, config.loss),
         job.stream,
@@ -139,8 +131,10 @@ def train_lm(
         {"origin": origin, "recipe": decisive(config)},
         progress,
         schema={"recipe": config},
-    ).run(finish)
-    figures = {"step": result.step, **plan, **validation_figures(result)}
+    )
+    with fitting_step(config, where):
+        result = trainer.run(finish)
+    figures = {"step": result.step, **plan, **training_figures(result)}
     files = {
         "export": str(folder / EXPORT),
         "curves": str(curves),

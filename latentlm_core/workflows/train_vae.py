@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from latentlm_core.artifacts import TokenizerExport, load_tokenizer, save_tokenizer
+from latentlm_core.artifacts import load_tokenizer, save_tokenizer
 from latentlm_core.data.sources import SPEECH_SETS
 from latentlm_core.data.speech_stream import SpeechStream
 from latentlm_core.data.stream import MediaStream
+from latentlm_core.export_config import TokenizerExport
 from latentlm_core.figures import loss_curves
-from latentlm_core.processes import current, joined
+from latentlm_core.processes import TRAINING_PATIENCE, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.recipes import VAERecipe, vae_recipe, vae_recipe_names
 from latentlm_core.result import Result
@@ -22,7 +23,6 @@ from latentlm_core.training.parallel import StepShare
 from latentlm_core.training.runlog import read_metrics
 from latentlm_core.training.trainer import Trainer, TrainResult
 from latentlm_core.workflows.runs import (
-    TRAINING_PATIENCE,
     acknowledge,
     decisive,
     default_recipe,
@@ -31,8 +31,9 @@ from latentlm_core.workflows.runs import (
     provenance,
     run_name,
     skipped_by_all,
-    validation_figures,
+    training_figures,
 )
+from latentlm_core.workflows.step_memory import fitting_step
 from latentlm_core.workflows.vae_jobs import VAEJob, make_job, skipped_items
 from latentlm_core.workflows.workspace import EXPORT, workspace
 
@@ -102,7 +103,7 @@ def train_vae(
         files.update(processes.once(lambda: _show(job, folder, where)))
         describe(folder, data, config, result)
 
-    result = Trainer(
+    trainer = Trainer(
         config.trainer,
         task,
         stream,
@@ -112,12 +113,14 @@ def train_vae(
         {"origin": data, "recipe": decisive(config)},
         progress,
         schema={"recipe": config},
-    ).run(finish)
+    )
+    with fitting_step(config, where):
+        result = trainer.run(finish)
     skipped = skipped_by_all(skipped_items(stream))
     figures = {
         "step": result.step,
         **plan,
-        **validation_figures(result),
+        **training_figures(result),
         "skipped": len(skipped),
     }
     story = provenance(data, chosen, config.to_dict(), result, where)

@@ -124,7 +124,7 @@ class OpenedMix:
         }
         self.text: TextTokenizer = make_tokenizer(config.text, self._corpus())
 
-    def mixture(self, latent_channels: int, read_ahead: int) -> Mixture:
+    def mixture(self, latent_channels: int) -> Mixture:
         """The batches."""
         document_format = DocumentFormat(self.text, latent_channels)
         return Mixture(
@@ -133,7 +133,6 @@ class OpenedMix:
             self.stats,
             self._config,
             self._seed,
-            read_ahead,
         )
 
     def _part(self, spec: PartSpec, document_format: DocumentFormat) -> Part:

@@ -13,7 +13,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentlm_core.artifacts import SpeechBounds
+from latentlm_core.export_config import SpeechBounds
 
 SILENCE = "silence"
 REPETITION = "repetition"

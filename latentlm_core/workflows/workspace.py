@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from latentlm_core.artifacts import export_kind
 from latentlm_core.data.remote import is_url
 from latentlm_core.data.remote_latents import fetch_latents
 from latentlm_core.errors import ArtifactError
+from latentlm_core.export_config import export_kind
 from latentlm_core.hub import download, is_hub_id
 from latentlm_core.importing import import_vibevoice, is_import_of, is_vibevoice
 from latentlm_core.progress import Progress
@@ -82,6 +82,12 @@ def find_export(spec: str | None, kind: str, progress: Progress) -> Path:
             hint="The command that started it goes on with it.",
         )
     raise ArtifactError(f"{folder} is neither a run, an export nor a hub id.")
+
+
+def run_name_of(spec: str | None, export: Path) -> str:
+    """The name of the run of an export, or how the user named one from elsewhere."""
+    run = export.parent if export.name == EXPORT else export
+    return slug(spec) if spec and not run.is_relative_to(workspace()) else slug(run.name)
 
 
 def find_latents(spec: str | None, progress: Progress) -> Path:
