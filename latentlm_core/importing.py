@@ -19,9 +19,10 @@ import torch
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from latentlm_core.artifacts import TokenizerExport, save_tokenizer
+from latentlm_core.artifacts import save_tokenizer
 from latentlm_core.config import Config, build
 from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError
+from latentlm_core.export_config import TokenizerExport
 from latentlm_core.files import CONFIG_FILE, read_json, read_sealed_json, sha256_file
 from latentlm_core.published import vibevoice_tokenizer_weights
 from latentlm_core.runtime import versions

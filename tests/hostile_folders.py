@@ -9,14 +9,8 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from latentlm_core.artifacts import (
-    GeneratorExport,
-    TokenizerExport,
-    load_generator,
-    load_tokenizer,
-    save_generator,
-    save_tokenizer,
-)
+from latentlm_core.artifacts import load_generator, load_tokenizer, save_generator, save_tokenizer
+from latentlm_core.export_config import GeneratorExport, TokenizerExport
 from latentlm_core.files import SEAL, WEIGHTS_FILE, sha256_file, write_safetensors
 from latentlm_core.hub import check_export
 from latentlm_core.importing import import_vibevoice, is_vibevoice

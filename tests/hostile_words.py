@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from latentlm_cli.app import app
 from latentlm_core import hub
-from latentlm_core.artifacts import TokenizerExport, save_tokenizer
+from latentlm_core.artifacts import save_tokenizer
 from latentlm_core.data.folders import FolderSource, readable
 from latentlm_core.data.media import write_png
 from latentlm_core.data.mixture import is_mix, parse_mix
@@ -23,6 +23,7 @@ from latentlm_core.data.sources import open_source, resolve_class
 from latentlm_core.data.speech_sources import open_speech
 from latentlm_core.data.texts import open_endless_texts, open_texts
 from latentlm_core.errors import ArtifactError, LatentLMError
+from latentlm_core.export_config import TokenizerExport
 from latentlm_core.files import read_text, write_text
 from latentlm_core.progress import SILENT
 from latentlm_core.recipes import lm_recipe, lm_recipe_names, vae_recipe, vae_recipe_names

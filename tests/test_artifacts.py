@@ -5,16 +5,9 @@ import json
 import pytest
 import torch
 
-from latentlm_core.artifacts import (
-    GeneratorExport,
-    TokenizerExport,
-    export_kind,
-    load_generator,
-    load_tokenizer,
-    save_generator,
-    save_tokenizer,
-)
+from latentlm_core.artifacts import load_generator, load_tokenizer, save_generator, save_tokenizer
 from latentlm_core.errors import ArtifactError, CorruptFileError, LatentLMError
+from latentlm_core.export_config import GeneratorExport, TokenizerExport, export_kind
 from latentlm_core.tokenizers.base import LatentStats
 from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.tokenizers.conv import ConvConfig

@@ -107,6 +107,7 @@ def test_a_data_set_says_what_it_has(tmp_path):
     assert seen["labels"] == ("ok", "all 3 have one, of 1")
     assert seen["test split"][0] == "warning"
     assert "has no split 'test'" in seen["test split"][1]
+    assert "holds out every twentieth of train" in seen["test split"][1]
     shapes = found(DATA)
     assert (shapes["captions"][0], shapes["test split"][0]) == ("ok", "ok")
 

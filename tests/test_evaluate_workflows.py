@@ -116,7 +116,7 @@ def test_a_reconstruction_names_its_split() -> None:
 def test_data_without_a_test_split_is_measured_on_what_training_holds_out(tmp_path: Path) -> None:
     save_pngs(tmp_path / "flat", pixels(41, size=32))
     found = rebuild(vae=str(VAE), data=str(tmp_path / "flat"))
-    assert found.details["split"] == "the twentieth of train that train-vae holds out"
+    assert found.details["split"] == "what train-vae holds out of train"
     assert found.details["num_images"] == 3
     save_pngs(tmp_path / "single", pixels(1, size=32))
     assert rebuild(vae=str(VAE), data=str(tmp_path / "single")).details["split"] == "train"

@@ -67,6 +67,17 @@ def test_a_file_that_changed_is_not_taken_for_its_former_self(url, tmp_path, fet
     assert len(fetched) == 2 * number
 
 
+def test_a_file_that_changed_is_told_by_its_footer_where_the_server_says_nothing(
+    url, tmp_path, monkeypatch
+):
+    """As of web servers, of which fsspec knows no more than the address."""
+    file_system = type(fsspec.url_to_fs(url)[0])
+    monkeypatch.setattr(file_system, "ukey", lambda self, path: path)
+    captions(url)
+    upload(write_images(tmp_path / "other", 40, start=100), url)
+    assert captions(url) == [f"number {index}" for index in range(100, 140)]
+
+
 def test_copies_take_no_more_than_they_may(url, cache, monkeypatch):
     monkeypatch.setenv("LATENTLM_CACHE_GB", "0.00001")  # 10 kB
     assert captions(url) == [f"number {index}" for index in range(40)]

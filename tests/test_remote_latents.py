@@ -181,6 +181,12 @@ def test_what_is_no_latent_set_is_refused_in_a_sentence(url, cache):
         workflows.doctor(target=url)
 
 
+def test_a_cache_that_cannot_be_written_is_told_in_a_sentence(url, cache, monkeypatch):
+    cache.write_text("a file")
+    with pytest.raises(ArtifactError, match="lock cannot be written"):
+        fetch_latents(url)
+
+
 def test_an_absent_package_is_named_with_its_command(monkeypatch):
     def absent(url):
         raise ImportError("Install s3fs to access S3") from ModuleNotFoundError(name="s3fs")

@@ -56,7 +56,7 @@ def test_data_without_a_test_split_is_measured_on_what_training_holds_out(home, 
     alone = home / "speech" / "test" / "anna"
     result = rebuild(home, alone, out=tmp_path / "recon.json")
     assert result.figures["recordings"] == 1
-    assert "twentieth of train" in result.details["split"]
+    assert "holds out of train" in result.details["split"]
 
 
 def test_what_would_be_ignored_is_refused(home, tmp_path):

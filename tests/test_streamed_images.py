@@ -6,6 +6,8 @@ from itertools import count, islice
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -16,9 +18,11 @@ from latentlm_core.data.sources import open_source, open_with_held_out
 from latentlm_core.data.speech_sources import open_speech, open_speech_with_held_out
 from latentlm_core.data.speech_stream import SpeechStream
 from latentlm_core.data.stream import MediaStream
+from latentlm_core.data.streamed_tables import open_streamed_table
 from latentlm_core.errors import ArtifactError, DataError
 from tests.tiny_streams import (
     CLASSES,
+    picture,
     same_example,
     upload,
     write_archives,
@@ -269,6 +273,22 @@ def test_files_that_are_no_parquet_or_differ_are_named(tmp_path):
     datasets.Dataset.from_dict({"x": [1]}).to_parquet(str(tmp_path / "a.parquet"))
     with pytest.raises(DataError, match=r"a\.parquet has no column image, which .*\.parquet has"):
         open_source(f"stream:{tmp_path}")
+
+
+def test_columns_may_have_points_in_their_names_and_types_without_a_like_are_refused(tmp_path):
+    cells = [{"bytes": picture(index), "path": None} for index in range(2)]
+    table = pa.table({"a.b": ["x", "y"], "a": cells, "label": [3, 1]})
+    pq.write_table(table, tmp_path / "train.parquet")
+    opened = open_streamed_table(f"stream:{tmp_path}", "train")
+    assert opened[1] == {"a.b": "y", "a": cells[1], "label": 1}
+    assert opened.largest("label") == 3
+    sizes = [opened.select_columns([name]).blocks.num_bytes[0] for name in ("a.b", "a")]
+    assert sizes[1] > len(cells[0]["bytes"]) > sizes[0]
+
+    kind = pa.map_(pa.string(), pa.int64())
+    pq.write_table(pa.table({"m": pa.array([[("x", 1)]], kind)}), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="columns that cannot be read"):
+        open_streamed_table(f"stream:{tmp_path}", "train")
 
 
 def test_a_stream_reads_no_file_that_a_cell_names(tmp_path):

@@ -6,17 +6,13 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
-from latentlm_core.artifacts import (
-    GeneratorExport,
-    TokenizerExport,
-    save_generator,
-    save_tokenizer,
-)
+from latentlm_core.artifacts import save_generator, save_tokenizer
 from latentlm_core.evaluation.classifier import (
     ClassifierConfig,
     ClassifierExtractor,
     ImageClassifier,
 )
+from latentlm_core.export_config import GeneratorExport, TokenizerExport
 from latentlm_core.files import sha256_file
 from latentlm_core.runtime import generator, seeded_init
 from latentlm_core.sampling import SamplerConfig

@@ -3,7 +3,8 @@
 Opening reads the footers, which say how many rows each row group has; so the length is known and a
 position is arithmetic. A row group is read whole, of the columns that are wanted alone; one of
 another place than this disk is kept in the cache (``remote``), where all processes of this machine
-find it.
+find it. What tells a file from a later one at its place is the footer as well as what the file
+system says, for web servers say nothing.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import Any
 from latentlm_core import files
 from latentlm_core.data import remote
 from latentlm_core.data.blocks import Blocks
+from latentlm_core.data.columns import one_sentence
 from latentlm_core.errors import DataError
 
 NUM_FOOTERS = 16
@@ -72,7 +74,8 @@ class ParquetFiles:
                 raise DataError(
                     f"{name}: {place} has no column {missing[0]}, which {places[0]} has."
                 )
-        self.features = datasets.Features.from_arrow_schema(schema)
+        with one_sentence(f"{name} has columns that cannot be read"):
+            self.features = datasets.Features.from_arrow_schema(schema)
         self._keys = [file.key for file in found]
         self._groups = [group for file in found for group in file.groups if group.num_rows]
 
@@ -130,10 +133,10 @@ class ParquetFiles:
         place = self._places[file]
         with remote.reaching(place):
             footer = self._footer(file)
-            file_system, path = remote.open_filesystem(place)
-            key = str(file_system.ukey(path)) if remote.is_url(place) else None
-            groups = [_group(footer, file, k) for k in range(footer.num_row_groups)]
-            return _Opened(footer.schema.to_arrow_schema(), groups, key)
+            schema = footer.schema.to_arrow_schema()
+            columns = _columns(footer, schema.names)
+            groups = [_group(footer, columns, file, k) for k in range(footer.num_row_groups)]
+            return _Opened(schema, groups, _key(place, footer) if remote.is_url(place) else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +148,27 @@ class _Opened:
     key: str | None
 
 
-def _group(footer: Any, file: int, place: int) -> _Group:
+def _key(place: str, footer: Any) -> str:
+    import pyarrow as pa
+
+    file_system, path = remote.open_filesystem(place)
+    content = pa.BufferOutputStream()
+    footer.write_metadata_file(content)
+    return remote.digest(file_system.ukey(path), content.getvalue().to_pybytes())
+
+
+def _columns(footer: Any, names: Sequence[str]) -> list[str]:
+    """Of each leaf of a file the column: paths are NAME or NAME.PART, and names may have points."""
+    paths = [footer.schema.column(k).path for k in range(footer.num_columns)]
+    return [max((n for n in names if f"{path}.".startswith(f"{n}.")), key=len) for path in paths]
+
+
+def _group(footer: Any, columns: Sequence[str], file: int, place: int) -> _Group:
     found = footer.row_group(place)
     num_bytes: dict[str, int] = {}
     largest: dict[str, int] = {}
-    for k in range(found.num_columns):
+    for k, name in enumerate(columns):
         column = found.column(k)
-        name = column.path_in_schema.partition(".")[0]
         num_bytes[name] = num_bytes.get(name, 0) + column.total_uncompressed_size
         statistics = column.statistics
         if statistics is not None and statistics.has_min_max and isinstance(statistics.max, int):

@@ -147,21 +147,32 @@ def kept(path: Path, make: Callable[[Path], None], is_sound: Callable[[Path], bo
     Raises:
         ArtifactError: the file system refused, or as ``make``.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{digest(path.name)[:2]}.lock"))
-        lock.acquire()
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}.") from None
-    try:
+    with held(path.with_name(f".{digest(path.name)[:2]}.lock")):
         if not (path.is_file() and is_sound(path)):
             make(path)
             make_room(path)
         with suppress(OSError):
             os.utime(path)  # when it was used
-    finally:
-        lock.release()
     return path
+
+
+@contextmanager
+def held(lock: Path) -> Iterator[None]:
+    """Inside the block a lock in the cache is this thread's alone; its folder is made when needed.
+
+    Raises:
+        ArtifactError: the file system refused.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        taken = FileLock(lock)
+        taken.acquire()
+    except OSError as error:
+        raise ArtifactError(f"{lock} cannot be written: {error.strerror or error}.") from None
+    try:
+        yield
+    finally:
+        taken.release()
 
 
 def make_room(newest: Path) -> None:

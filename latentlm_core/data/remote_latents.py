@@ -17,8 +17,6 @@ Notable choices:
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from filelock import FileLock
-
 from latentlm_core import files
 from latentlm_core.config import Config, build
 from latentlm_core.data import remote
@@ -52,8 +50,7 @@ def fetch_latents(url: str) -> Path:
     manifest = _read_manifest(url)
     name = url.rsplit("/", 1)[-1]
     folder = remote.cache_folder() / "latents" / f"{name}-{remote.digest(url)}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    with remote.held(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir():
             _begin(folder, url, manifest)
         elif (folder / MANIFEST).read_bytes() != manifest:

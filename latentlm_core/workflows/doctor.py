@@ -12,13 +12,13 @@ that name, else what the folder of that name holds, in the working folder or the
 
 from pathlib import Path
 
-from latentlm_core.artifacts import export_kind
 from latentlm_core.data.manifest import MANIFEST
 from latentlm_core.data.mixture import TEXT, is_mix, parse_mix
 from latentlm_core.data.partial import PROGRESS
 from latentlm_core.data.remote import is_url
 from latentlm_core.data.streamed_tables import STREAM
 from latentlm_core.errors import ArtifactError, CorruptFileError, did_you_mean
+from latentlm_core.export_config import export_kind
 from latentlm_core.files import CONFIG_FILE, WEIGHTS_FILE, read_json
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result

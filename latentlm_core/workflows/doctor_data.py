@@ -12,6 +12,7 @@ import numpy as np
 
 from latentlm_core.data.audio import MAX_SKIPPED_SHARE
 from latentlm_core.data.base import MAX_BROKEN_SHARE, Clip, Example, num_allowed_broken
+from latentlm_core.data.blocks import streamed
 from latentlm_core.data.mixture import TEXT
 from latentlm_core.data.sources import IMAGE_SETS, SPEECH_SETS, open_source
 from latentlm_core.data.speech_sources import open_speech
@@ -67,7 +68,7 @@ def check_data(spec: str) -> list[Finding]:
             return [
                 ok("open", f"{len(source):,} {kind.items}"),
                 *_check_items(source, kind),
-                _check_test(spec, kind),
+                _check_test(spec, kind, source),
             ]
     if len(refusals) == 1:
         return [unread("open", refusals[0][1])]
@@ -93,14 +94,16 @@ def _check_items(source: Any, kind: Kind) -> list[Finding]:
     return [found, *kind.describe(source, items)]
 
 
-def _check_test(spec: str, kind: Kind) -> Finding:
+def _check_test(spec: str, kind: Kind, train: Any) -> Finding:
     what = "test split"
+    held_out = "every twentieth" if streamed(train) is None else "the first ones"
     try:
         source = kind.open(spec, "test")
     except DataError as error:
         return warning(
             what,
-            f"{error} Training holds out every twentieth of train; evaluation wants --split train.",
+            f"{error} Training holds out {held_out} of train, which eval recon reads; other "
+            "evaluations want --split train.",
         )
     try:
         first = source[0]

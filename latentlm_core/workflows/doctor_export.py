@@ -7,17 +7,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from latentlm_core.artifacts import (
+from latentlm_core.artifacts import build_generator, differing_tensors, read_text_tokenizer
+from latentlm_core.errors import LatentLMError, MissingExtraError
+from latentlm_core.export_config import (
     AGAIN,
     GeneratorExport,
     TokenizerExport,
-    build_generator,
-    differing_tensors,
     export_kind,
     read_config,
-    read_text_tokenizer,
 )
-from latentlm_core.errors import LatentLMError, MissingExtraError
 from latentlm_core.files import CONFIG_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE, sha256_file
 from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.weight_files import open_weights

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from latentlm_core.artifacts import TokenizerExport, export_kind
 from latentlm_core.config import build
 from latentlm_core.data.manifest import MANIFEST, LatentSums, Manifest, ShardEntry, read_manifest
 from latentlm_core.data.partial import PROGRESS
 from latentlm_core.data.shard_file import Shard
 from latentlm_core.data.shards import LatentSet, check_hash
 from latentlm_core.errors import ConfigError, CorruptFileError, LatentLMError
+from latentlm_core.export_config import TokenizerExport, export_kind
 from latentlm_core.files import CONFIG_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE, read_json, sha256_file
 from latentlm_core.progress import Progress
 from latentlm_core.tokenizers.base import PosteriorKind

@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from latentlm_core.artifacts import export_kind
 from latentlm_core.errors import ArtifactError, CorruptFileError, LatentLMError
+from latentlm_core.export_config import export_kind
 from latentlm_core.training.checkpoint import Checkpoint, CheckpointStore
 from latentlm_core.training.optim import ema_decay
 from latentlm_core.workflows.doctor_export import Weights, check_export, read_export

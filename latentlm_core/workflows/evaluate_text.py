@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentlm_core.artifacts import load_generator
 from latentlm_core.data.documents import Document, pad
-from latentlm_core.data.texts import open_texts
+from latentlm_core.data.texts import is_parted, open_texts
 from latentlm_core.errors import DataError
 from latentlm_core.evaluation.perplexity import TextLoss, score_text
 from latentlm_core.files import write_json
@@ -23,6 +23,9 @@ from latentlm_core.runtime import evaluating, machine, resolve_device, versions
 from latentlm_core.workflows.reports import report_folder, report_name
 from latentlm_core.workflows.workspace import find_export
 from latentlm_core.workflows.writing import Writing
+
+HELD_OUT = "what training holds out of it"
+"""The split of a report where the texts have no test split."""
 
 
 @joined(PATIENCE)
@@ -46,7 +49,8 @@ def evaluate_perplexity(
     Args:
         data: a set of texts, as ``data.texts`` opens it; ``text:`` in front of it is left off.
         model: run, export or hub id; by default the newest.
-        split: train or test.
+        split: train or test; where there is no test, as of a file, what training holds out of it.
+            Such a set is read whole with all.
         num_samples: only the first so many documents.
         batch_size: stretches read at once.
         out: file of the report; by default in ``evaluation`` of the run.
@@ -63,8 +67,12 @@ def evaluate_perplexity(
         export = find_export(model, "generator", progress)
     loaded = load_generator(export, where)
     writing = Writing.of(loaded, None, where, progress)
+    part = split
     with processes.main_first():
         items = open_texts(spec, split)[:num_samples]
+        if split == "test" and not is_parted(spec):
+            part = HELD_OUT
+            progress.note(f"{spec} has no test split: this is {part}; --split all reads it whole.")
     if not items:
         raise DataError(f"{spec} has no documents in its split {split!r}.")
     stretches = [
@@ -96,7 +104,7 @@ def evaluate_perplexity(
     details = {
         "metric": "perplexity",
         "data": spec,
-        "split": split,
+        "split": part,
         "num_samples": num_samples,
         "context": writing.max_length,
         "stride": writing.max_length - 1,

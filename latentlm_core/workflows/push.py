@@ -3,8 +3,9 @@
 import tempfile
 from pathlib import Path
 
-from latentlm_core.artifacts import copy_export, export_kind
+from latentlm_core.artifacts import copy_export
 from latentlm_core.errors import ArtifactError
+from latentlm_core.export_config import export_kind
 from latentlm_core.files import (
     CONFIG_FILE,
     TOKENIZER_FOLDER,

@@ -37,7 +37,7 @@ from latentlm_core.tokenizers.sigma_vae import SigmaVAE
 from latentlm_core.workflows.reports import report_file, report_folder
 from latentlm_core.workflows.vae_jobs import rebuild
 
-HELD_OUT = "the twentieth of train that train-vae holds out"
+HELD_OUT = "what train-vae holds out of train"
 """The split of a reconstruction report where the data has no test split."""
 
 
