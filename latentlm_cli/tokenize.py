@@ -29,9 +29,7 @@ def tokenize(
     dtype: Annotated[
         Literal["float32", "float16"], typer.Option("--dtype", help="Type of the stored latents.")
     ] = "float32",
-    num_workers: Annotated[
-        int, typer.Option("--num-workers", min=0, metavar="N", help="Processes that decode images.")
-    ] = 0,
+    num_workers: options.NumWorkers = 0,
     batch_size: options.BatchSize = 64,
     out: options.Out = None,
     device: options.Device = "auto",

@@ -1,7 +1,6 @@
 """Encoding a data set into a folder of latents: whole, interrupted, broken, refused."""
 
 import shutil
-import threading
 
 import numpy as np
 import pytest
@@ -9,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from latentlm_core import files
+from latentlm_core.data import caching
 from latentlm_core.data.caching import LatentViews
-from latentlm_core.data.decoding import CenterView, decode, one_ahead
 from latentlm_core.data.manifest import LatentSums
 from latentlm_core.data.media import center_crop, to_tensor
 from latentlm_core.data.shards import LatentSet
@@ -43,7 +42,7 @@ def test_a_set_holds_what_the_encoder_says(encode, tmp_path, tokenizers):
     assert records.captions == tuple(source[index].caption for index in indices)
 
 
-def test_bytes_do_not_depend_on_workers_or_interruptions(encode, tmp_path):
+def test_bytes_do_not_depend_on_workers_or_interruptions(encode, tmp_path, monkeypatch):
     source = Holed(broken=(3, 20, 21))
     encode("alone", source, flip=True)
     undisturbed = content(tmp_path / "alone" / "set")
@@ -54,6 +53,10 @@ def test_bytes_do_not_depend_on_workers_or_interruptions(encode, tmp_path):
     for workers in (1, 2):
         encode(f"workers-{workers}", source, flip=True, num_workers=workers)
         assert content(tmp_path / f"workers-{workers}" / "set") == undisturbed
+    for threads in (1, 5):
+        monkeypatch.setattr(caching, "num_readers", lambda threads=threads: threads)
+        encode(f"threads-{threads}", source, flip=True)
+        assert content(tmp_path / f"threads-{threads}" / "set") == undisturbed
     for moment in (1, 7, 12, 18):
         place = f"interrupted-{moment}"
         with pytest.raises(KeyboardInterrupt):
@@ -63,42 +66,6 @@ def test_bytes_do_not_depend_on_workers_or_interruptions(encode, tmp_path):
         assert caught.value.hint == "Run tokenize again."
         encode(place, source, flip=True)
         assert content(tmp_path / place / "set") == undisturbed
-
-
-class Watched(Holed):
-    """Tells when an item is read; the encoder's own thread is not let in."""
-
-    def __init__(self):
-        super().__init__()
-        self.read = [threading.Event() for _ in range(len(self))]
-        self.reader = threading.main_thread()
-
-    def __getitem__(self, index):
-        self.read[index].set()
-        self.reader = threading.current_thread()
-        return super().__getitem__(index)
-
-
-def test_the_next_batch_is_decoded_while_one_is_encoded(encode):
-    source, batches = Watched(), [[0, 1], [2, 3], [4]]
-    plain = list(decode(source, CenterView(16), batches))
-    source = Watched()
-    ahead = one_ahead(decode(source, CenterView(16), batches))
-    first = next(ahead)
-    assert source.read[3].wait(timeout=60), "nobody asked for the second batch yet"
-    assert not source.read[4].is_set(), "one batch ahead, no more"
-    assert [first.keys, *(batch.keys for batch in ahead)] == [batch.keys for batch in plain]
-    source = Watched()
-    encode(source=source)
-    assert source.reader is not threading.main_thread()
-
-
-def test_what_breaks_in_the_reading_thread_is_heard():
-    source = Holed()
-    batches = one_ahead(decode(source, CenterView(16), [[0], [len(source)]]))
-    assert len(next(batches).keys) == 1
-    with pytest.raises(IndexError):
-        next(batches)
 
 
 def test_a_resumed_set_keeps_the_shards_that_are_there(encode, tmp_path):

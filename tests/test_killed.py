@@ -16,8 +16,8 @@ import pytest
 
 from latentlm_cli import app
 from latentlm_core import workflows
-from latentlm_core.artifacts import TokenizerExport, read_config
 from latentlm_core.errors import CorruptFileError
+from latentlm_core.export_config import TokenizerExport, read_config
 from latentlm_core.files import locked, read_json
 from latentlm_core.runtime import CACHED_KERNELS, KERNEL_CACHES
 from latentlm_core.training.checkpoint import CheckpointStore

@@ -43,6 +43,11 @@ MEASURING: list[Command] = [
     ("pages", f"eval vqa --data shapes --model pages --batch-size 3 {CPU}"),
     ("pages", f"eval ppl --data texts --model words --batch-size 4 {CPU}"),
 ]
+TIMES = (
+    *("real_time_factor", "images_per_second", "clips_per_second"),
+    *("data_wait_share", "write_wait_share"),
+)
+"""Figures that differ from run to run."""
 STOPPED = "Stopped, because another process of this command has ended."
 
 
@@ -66,7 +71,8 @@ def together(root: Path, size: int, folder: Path) -> tuple[Path, list[Any]]:
     copy = shutil.copytree(root, folder / "root")
     found = results(launch(size, MAKING + MEASURING, copy))
     for result in found:
-        result["figures"].pop("real_time_factor", None)
+        for name in TIMES:
+            result["figures"].pop(name, None)
     return copy, found
 
 

@@ -237,5 +237,7 @@ def test_each_process_has_a_card_of_its_own(monkeypatch):
             patch.setattr("latentlm_core.runtime.current", lambda: Processes(5, 8, 1, 8))
             with pytest.raises(ConfigError, match="has 4 cards for 8 processes"):
                 resolve_device(name)
+            with pytest.raises(ConfigError, match="cuda:1 is one card for 8 processes"):
+                resolve_device("cuda:1")
     monkeypatch.setattr("latentlm_core.runtime.current", lambda: ALONE)
     assert resolve_device("auto") == torch.device("cuda")

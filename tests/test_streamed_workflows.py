@@ -1,5 +1,7 @@
 """train-vae and tokenize on sets that are read while they are used."""
 
+import importlib
+
 import datasets
 import pytest
 
@@ -12,8 +14,11 @@ from latentlm_core.errors import ArtifactError
 from latentlm_core.files import sha256_file
 from tests.tiny_latents import Interrupting, content
 from tests.tiny_streams import write_images
+from tests.tiny_training import Listener
 
 datasets.disable_progress_bars()
+TOKENIZE = importlib.import_module("latentlm_core.workflows.tokenize")
+"""The module, whose name in the package is its function's."""
 FEW = ["trainer.total_steps=6", "trainer.save_every=2", "trainer.log_every=2"]
 SMALL = ["data.batch_size=4", "tokenizer.network.image_size=16"]
 
@@ -96,7 +101,7 @@ def test_a_run_that_is_killed_goes_on_as_if_it_was_not(tmp_path, monkeypatch):
     assert sha256_file(tmp_path / "stopped" / name) == sha256_file(tmp_path / "whole" / name)
 
 
-def test_the_commands_take_a_stream_from_end_to_end(tmp_path):
+def test_the_commands_take_a_stream_from_end_to_end(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "set", 60)
     data = f"stream:{folder}"
     plan = workflows.train_vae(data=data, recipe="tiny", device="cpu", dry_run=True)
@@ -105,6 +110,14 @@ def test_the_commands_take_a_stream_from_end_to_end(tmp_path):
     result = workflows.tokenize(data=data, device="cpu")
     latents = LatentSet.open(tmp_path / "home" / "latents" / "set")
     assert len(latents) == result.figures["examples"] == 60
+    assert result.figures["images_per_second"] > 0
+    assert 0 < result.figures["data_wait_share"] + result.figures["write_wait_share"] < 1
+    heard = Listener()
+    for name in ("WAITED_SECONDS", "WAITED_SHARE"):
+        monkeypatch.setattr(TOKENIZE, name, 0.0)
+    again = workflows.tokenize(data=data, out=tmp_path / "again", device="cpu", progress=heard)
+    assert f"waited {again.figures['data_wait_share']:.0%} of the time" in heard.notes[-1]
+    assert "images_per_second" not in workflows.tokenize(data=data, device="cpu").figures
     assert latents.manifest.data == data
     found = workflows.doctor(target=data)
     assert found.details["faults"] == 0

@@ -5,14 +5,16 @@ Notable choices:
     interruption has the bytes that it would have had, and decoding workers change nothing
     (another device or number of threads may change the last bits: other kernels run; another
     batch size may too, so it is part of the plan, and a set is not continued with another one);
-    decoding runs ahead, in workers or a thread, and writing behind (``partial``), so that the
-    encoder is what takes the time.
+    decoding runs ahead, in threads or processes, and writing behind (``partial``), so that the
+    encoder is what takes the time; on a GPU a batch is copied there and begun before the latents
+    of the one before it are waited for (``ImageEncoder``).
 
 Axes: n examples, V variants, S image size, T latent positions, C latent channels.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,10 +23,11 @@ import torch
 from torch import Tensor
 
 from latentlm_core.data.base import Example, Image, Source
-from latentlm_core.data.decoding import Decoded, decode, one_ahead
+from latentlm_core.data.decoding import Decoded, decode
 from latentlm_core.data.manifest import LatentPlan, Manifest
 from latentlm_core.data.media import center_crop, random_crop, to_tensor
 from latentlm_core.data.partial import Part, Run, make_set, weights_digest
+from latentlm_core.data.pipeline import Landing, Pace, num_readers, one_behind
 from latentlm_core.data.shard_file import Encoded
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.runtime import generator, to_device
@@ -83,6 +86,7 @@ def encode_source(
     num_workers: int = 0,
     shard_size: int | None = None,
     progress: Progress = SILENT,
+    pace: Pace | None = None,
 ) -> Manifest:
     """Make a latent set, or go on with one, or return the one that is there already.
 
@@ -98,9 +102,10 @@ def encode_source(
         batch_size: views that are encoded at once (one example's at least).
         dtype: of the stored latents.
         device: where the encoder runs.
-        num_workers: decoding processes; 0 decodes in a thread, one batch ahead.
+        num_workers: decoding processes; 0 decodes in threads, as many as are of use.
         shard_size: items that a shard covers; by default what fits ``SHARD_BYTES``.
         progress: hears of images done and of broken ones.
+        pace: learns how long it took, and what was waited for.
 
     Raises:
         DataError: the folder has another set, too many images are broken, or a latent is not
@@ -127,43 +132,93 @@ def encode_source(
         batch_size=batch_size,
     )
 
-    def encode(runs: Sequence[Run]) -> Iterator[Part]:
-        decoded = decode(source, views, (list(run.indices) for run in runs), num_workers)
-        decoded = decoded if num_workers else one_ahead(decoded)
-        for run, batch in zip(runs, decoded, strict=True):
-            pieces = ((run.indices[0], _encode(tokenizer, batch, where)),) if batch.keys else ()
-            yield Part(run.shard, pieces, batch.skipped)
-
     return make_set(
         folder,
         plan,
         source,
         tokenizer,
         tokenizer_export,
-        encode,
+        ImageEncoder(source, tokenizer, views, where, num_workers),
         run_size=max(1, batch_size // len(views.names)),
         unit="images",
         device=where,
         progress=progress,
+        pace=pace,
     )
 
 
-def _encode(tokenizer: SigmaVAE, batch: Decoded, device: torch.device) -> Encoded:
-    views = to_device(batch.views, device)
-    posterior = tokenizer.encode(to_tensor(views.flatten(0, 1)))
-    mean = _by_variant(posterior.mean, views.shape[1])
-    log_variance = posterior.log_variance
-    if log_variance is not None:
-        log_variance = _by_variant(log_variance, views.shape[1])
-    lengths = torch.full((len(batch.keys),), posterior.mean.shape[1])
+@dataclass(frozen=True, slots=True)
+class ImageEncoder:
+    """From runs of a source to what became of them (``partial.make_set``).
+
+    Attributes:
+        source: images.
+        tokenizer: on ``device``.
+        views: what is encoded of each example.
+        device: where the encoder runs.
+        num_workers: decoding processes; 0 decodes in threads.
+    """
+
+    source: Source
+    tokenizer: SigmaVAE
+    views: LatentViews
+    device: torch.device
+    num_workers: int = 0
+
+    def __call__(self, runs: Sequence[Run], pace: Pace) -> Generator[Part, None, None]:
+        """Encode runs while those to come are read."""
+        with closing(self.read(runs)) as batches:
+            yield from self.encode(runs, pace.reading(batches))
+
+    def read(self, runs: Sequence[Run]) -> Generator[Decoded, None, None]:
+        """Decode runs, ahead of who takes them."""
+        return decode(
+            self.source,
+            self.views,
+            (list(run.indices) for run in runs),
+            self.num_workers,
+            num_readers(),
+            pinned=self.device.type == "cuda",
+        )
+
+    def encode(self, runs: Iterable[Run], batches: Iterable[Decoded]) -> Iterator[Part]:
+        """Encode what was decoded of runs."""
+        begun = ((run, batch, self._begin(batch)) for run, batch in zip(runs, batches, strict=True))
+        for run, batch, landing in one_behind(begun, self.device):
+            pieces = ((run.indices[0], _encoded(batch, landing)),) if batch.keys else ()
+            yield Part(run.shard, pieces, batch.skipped)
+
+    def _begin(self, batch: Decoded) -> Landing:
+        """Posteriors of a batch by variant, (V, n * T, C) each, on their way."""
+        if not batch.keys:
+            return Landing()
+        num_variants = batch.views.shape[1]
+        media = to_tensor(to_device(batch.views, self.device).flatten(0, 1))
+        posterior = self.tokenizer.encode(media)
+        variance = posterior.log_variance
+        return Landing(
+            _by_variant(posterior.mean, num_variants),
+            None if variance is None else _by_variant(variance, num_variants),
+        )
+
+
+def _encoded(batch: Decoded, landing: Landing) -> Encoded:
+    mean, log_variance = landing.wait()
+    assert mean is not None
     return Encoded(
-        mean, log_variance, lengths, batch.labels, batch.captions, batch.keys, batch.questions
+        mean=mean,
+        log_variance=log_variance,
+        lengths=torch.full((len(batch.keys),), mean.shape[1] // len(batch.keys)),
+        labels=batch.labels,
+        captions=batch.captions,
+        keys=batch.keys,
+        questions=batch.questions,
     )
 
 
 def _by_variant(latents: Tensor, num_variants: int) -> Tensor:
-    """(n * V, T, C) => (V, n * T, C), float32 on the CPU."""
-    folded = latents.float().cpu().reshape(-1, num_variants, *latents.shape[1:])
+    """(n * V, T, C) => (V, n * T, C), float32."""
+    folded = latents.float().reshape(-1, num_variants, *latents.shape[1:])
     return folded.transpose(0, 1).flatten(1, 2)
 
 

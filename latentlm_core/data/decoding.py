@@ -2,17 +2,15 @@
 
 The result is the same for any number of workers: what is decoded, and in which order, is decided
 by the caller; a broken item is reported, never replaced, by the worker that met it. Workers are
-processes; of a source that is read in blocks they are threads, which share the blocks.
+processes, or threads of this one, which need no start and read JPEGs as fast. Of a source that is
+read in blocks they are threads in any case, which share the blocks.
 
 Axes: n examples, V views of each, S image size.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from latentlm_core.data.base import Example, Image, Question, SkippedItem, Source
 from latentlm_core.data.blocks import reading_ahead, streamed
 from latentlm_core.data.media import center_crop
+from latentlm_core.data.pipeline import ahead
 from latentlm_core.errors import DataError
 from latentlm_core.runtime import generator
 
-Batch = TypeVar("Batch")
 Views = Callable[[Example], Sequence[Image]]
 """What is made of an example: V images of one size."""
 
@@ -52,6 +50,10 @@ class Decoded:
     skipped: tuple[SkippedItem, ...]
     questions: tuple[tuple[Question, ...], ...] = ()
 
+    def pin_memory(self) -> Self:
+        """The same with views that a GPU takes over without making the host wait."""
+        return replace(self, views=self.views.pin_memory())
+
 
 @dataclass(frozen=True, slots=True)
 class CenterView:
@@ -65,67 +67,51 @@ class CenterView:
 
 
 def decode(
-    source: Source, views: Views, batches: Iterable[list[int]], num_workers: int = 0
-) -> Iterator[Decoded]:
+    source: Source,
+    views: Views,
+    batches: Iterable[list[int]],
+    num_workers: int = 0,
+    num_threads: int = 0,
+    pinned: bool = False,
+) -> Generator[Decoded, None, None]:
     """Decode batches of indices, in order, some batches ahead where there are workers.
+
+    Closing this ends the workers.
 
     Args:
         source: what the indices point into.
         views: what is made of each example; it travels to the workers.
         batches: indices of each batch; may be endless.
-        num_workers: processes or threads; 0 decodes here, one batch at a time.
+        num_workers: processes, or threads where the source is read in blocks.
+        num_threads: threads at most where there are no processes; 0 of both decodes here, one
+            batch at a time.
+        pinned: put the views into pinned memory, for a GPU.
     """
-    reader = _Reader(source, views)
     coming = reading_ahead(source, iter(batches))
-    if num_workers == 0:
-        yield from map(reader.__getitems__, coming)
-        return
-    if streamed(source) is not None:
-        yield from _in_threads(reader, coming, num_workers)
-        return
-    yield from DataLoader(
-        reader,
-        batch_sampler=coming,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        generator=generator("decode"),  # else the loader draws from the global one
-    )
-
-
-def one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, each decoded by a thread while the one before it is used.
-
-    Decoding is Pillow, which lets go of the interpreter, and numpy: a thread that ran kernels of
-    PyTorch would have a thread pool of its own, and the two would compete for the processors.
-    """
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = reader.submit(next, batches, None)
-            yield batch
-
-
-def _in_threads(
-    reader: "_Reader", batches: Iterator[list[int]], num_workers: int
-) -> Iterator[Decoded]:
-    """Decode batches in order, two for each thread ahead."""
-    with ThreadPoolExecutor(num_workers) as workers:
-        started = deque(
-            workers.submit(reader.__getitems__, indices)
-            for indices in islice(batches, 2 * num_workers)
+    if num_workers and streamed(source) is None:
+        yield from DataLoader(
+            _Reader(source, views),
+            batch_sampler=coming,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=pinned,
+            generator=generator("decode"),  # else the loader draws from the global one
         )
-        while started:
-            yield started.popleft().result()
-            for indices in islice(batches, 1):
-                started.append(workers.submit(reader.__getitems__, indices))
+        return
+    reader = _Reader(source, views, pinned)
+    if threads := num_workers or num_threads:
+        yield from ahead(reader.__getitems__, coming, threads, 2 * threads)
+    else:
+        yield from map(reader.__getitems__, coming)
 
 
 class _Reader(Dataset[Decoded]):
     """A source as a worker sees it."""
 
-    def __init__(self, source: Source, views: Views) -> None:
+    def __init__(self, source: Source, views: Views, pinned: bool = False) -> None:
         self._source = source
         self._views = views
+        self._pinned = pinned
 
     def __getitems__(self, indices: Sequence[int]) -> Decoded:
         kept: list[tuple[int, Example, Sequence[Image]]] = []
@@ -140,7 +126,7 @@ class _Reader(Dataset[Decoded]):
         examples = [example for _, example, _ in kept]
         labels = [-1 if example.label is None else example.label for example in examples]
         images = np.array([shown for _, _, shown in kept], np.uint8)
-        return Decoded(
+        decoded = Decoded(
             views=torch.from_numpy(images),
             labels=torch.tensor(labels, dtype=torch.int64),
             captions=tuple(example.caption for example in examples),
@@ -149,6 +135,7 @@ class _Reader(Dataset[Decoded]):
             skipped=tuple(skipped),
             questions=tuple(example.questions for example in examples),
         )
+        return decoded.pin_memory() if self._pinned else decoded
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -19,7 +19,8 @@ MNIST_TRAIN_PER_CLASS = 400
 
 SHAPES = ("circle", "square", "triangle", "cross")
 NUM_SHAPES = {"train": 256, "test": 64}
-COLOURS = {
+Colour = tuple[int, int, int]
+COLOURS: dict[str, Colour] = {
     "red": (214, 39, 40),
     "green": (44, 160, 44),
     "blue": (31, 80, 200),
@@ -47,16 +48,16 @@ class MnistSource:
 
     def __init__(self, split: str) -> None:
         self._rows = mnist_rows(split)
-        self._digits = read_mnist(self.name)[self._rows]
+        table = read_mnist(self.name)[self._rows]
+        self._labels = table[:, -1].tolist()
+        self._fields = np.pad(table[:, :-1].reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2)))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        digit = self._digits[index]
-        field = np.pad(digit[:-1].reshape(28, 28), 2)
-        image = np.repeat(field[:, :, None], 3, axis=2)
-        return Example(image, int(digit[-1]), None, f"{self._rows[index]:04d}")
+        image = np.repeat(self._fields[index, :, :, None], 3, axis=2)
+        return Example(image, self._labels[index], None, f"{self._rows[index]:04d}")
 
 
 class ShapesSource:
@@ -82,9 +83,9 @@ class ShapesSource:
         front, back = (list(COLOURS)[place] for place in chosen.tolist())
         radius, x, y = torch.rand(3, generator=random).tolist()
         mask = _mask(SHAPES[label], 0.45 + 0.25 * radius, 0.4 * (x - 0.5), 0.4 * (y - 0.5))
-        mixed = np.where(mask[:, :, None], np.array(COLOURS[front]), np.array(COLOURS[back]))
+        image = _paint(mask, COLOURS[front], COLOURS[back])
         caption = f"a {front} {SHAPES[label]} on a {back} background"
-        return Example(_shrink(mixed), label, caption, f"{self._split}-{index:03d}")
+        return Example(image, label, caption, f"{self._split}-{index:03d}")
 
 
 def mnist_rows(split: str) -> npt.NDArray[np.intp]:
@@ -135,8 +136,11 @@ def _mask(shape: str, radius: float, x: float, y: float) -> npt.NDArray[np.bool_
             return (np.minimum(abs(u), abs(v)) <= 0.3) & (np.maximum(abs(u), abs(v)) <= 1)
 
 
-def _shrink(image: npt.NDArray[np.int64]) -> Image:
-    """Average blocks of oversampled pixels."""
-    blocks = image.reshape(SHAPE_SIZE, _OVERSAMPLING, SHAPE_SIZE, _OVERSAMPLING, 3)
-    shrunk: Image = blocks.mean(axis=(1, 3)).round().astype(np.uint8)
-    return shrunk
+def _paint(mask: npt.NDArray[np.bool_], front: Colour, back: Colour) -> Image:
+    """Colours in the proportion in which the shape covers each pixel."""
+    rows = mask.reshape(SHAPE_SIZE, _OVERSAMPLING, -1).sum(axis=1, dtype=np.uint8)
+    counts = rows.reshape(SHAPE_SIZE, SHAPE_SIZE, _OVERSAMPLING).sum(axis=2)
+    covered = counts[:, :, None] / _OVERSAMPLING**2
+    mixed = covered * np.array(front) + (1 - covered) * np.array(back)
+    image: Image = mixed.round().astype(np.uint8)
+    return image

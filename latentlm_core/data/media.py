@@ -5,13 +5,16 @@ Notable choices:
     the first frame of an animation counts; 16-bit grey is scaled to 8 bits;
     the size is checked in the header, before a pixel is decoded;
     a file is read as a whole, since decoders ask files, not bytes, for all that a header says;
-    only raster formats without a script or an outside program behind them are opened.
+    only raster formats without a script or an outside program behind them are opened;
+    Pillow's warnings (of sizes, of EXIF, of palettes) are off once an image has been read: images
+    are read in threads, and these share the filters of warnings.
 
 Axes: B images, H W image.
 """
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +47,8 @@ SUFFIXES = (
 """File names that are taken for images."""
 
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_HUSHED = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+"""The filter that ``_hush_pillow`` sets, as ``warnings.filters`` has it."""
 
 
 def read_image(content: Path | bytes, where: str) -> Image:
@@ -58,12 +63,12 @@ def read_image(content: Path | bytes, where: str) -> Image:
         CorruptFileError: it is missing, empty or broken.
     """
     encoded = whole_file(content, where)
+    _hush_pillow()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of sizes, of EXIF, of palettes
-            with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-                _check_size(image, len(encoded), where)
-                return np.array(_to_rgb(PIL.ImageOps.exif_transpose(image), where))
+        with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            _check_size(image, len(encoded), where)
+            PIL.ImageOps.exif_transpose(image, in_place=True)
+            return np.array(_to_rgb(image, where))
     except DataError:
         raise
     except PIL.Image.DecompressionBombError:
@@ -162,6 +167,11 @@ def paired_grid(
     return image_grid(pairs, columns, padding, background)
 
 
+def _hush_pillow() -> None:
+    if warnings.filters[:1] != [_HUSHED]:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 def _check_size(image: PIL.Image.Image, num_bytes: int, where: str) -> None:
     width, height = image.size
     if min(width, height) < 1:
@@ -186,7 +196,7 @@ def _to_rgb(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
         opaque = PIL.Image.new("RGBA", image.size, "white")
         opaque.alpha_composite(image.convert("RGBA"))
         return opaque.convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _scale_short_side(image: PIL.Image.Image, size: int) -> PIL.Image.Image:

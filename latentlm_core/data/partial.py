@@ -17,8 +17,9 @@ Notable choices:
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -38,6 +39,7 @@ from latentlm_core.data.manifest import (
     read_manifest,
     shard_name,
 )
+from latentlm_core.data.pipeline import Pace
 from latentlm_core.data.shard_file import Encoded, write_shard
 from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError, DataError
 from latentlm_core.processes import current
@@ -95,13 +97,14 @@ def make_set(
     source: AnySource[object],
     tokenizer: nn.Module,
     tokenizer_export: Path,
-    encode: Callable[[Sequence[Run]], Iterator[Part]],
+    encode: Callable[[Sequence[Run], Pace], Generator[Part, None, None]],
     *,
     run_size: int,
     unit: str,
     device: torch.device,
     progress: Progress,
     max_skipped_share: float = MAX_BROKEN_SHARE,
+    pace: Pace | None = None,
 ) -> Manifest:
     """Make a latent set, or go on with one, or return the one that is there already.
 
@@ -113,12 +116,14 @@ def make_set(
         source: what is encoded.
         tokenizer: what ``encode`` uses; is moved to ``device`` and evaluated there.
         tokenizer_export: folder of its export; a copy becomes part of the set.
-        encode: from runs of the source to what became of them, in the order of the runs.
+        encode: from runs of the source to what became of them, in the order of the runs; what it
+            waits for is counted.
         run_size: items of a run, fewer at the end of a shard.
         unit: what the items are called.
         device: where the encoder runs.
         progress: hears of items done and of broken ones.
         max_skipped_share: what part of the source may be broken.
+        pace: learns how long it took, and what was waited for, in all processes.
 
     Raises:
         DataError: the folder has another set, too many items are broken, or a latent is not
@@ -140,14 +145,19 @@ def make_set(
             log.extend(partial.skipped)
             runs = partial.runs(run_size, list(processes.own(partial.missing)))
             label, total = f"encoding {source.name}", plan.num_source
+            own = Pace()
             with (
                 evaluating(tokenizer.to(device)),
                 processes.bar(progress, label, total, unit, partial.num_done) as bar,
             ):
-                _write_behind(partial, encode(runs), log, bar)
+                own.start()
+                with closing(encode(runs, own)) as parts:
+                    write_behind(partial, parts, log, bar, own)
             for rows in processes.gather(partial.rows):
                 partial.rows |= rows
             log.extend(partial.skipped)
+            if pace is not None:
+                pace.merge(processes.gather(own))
         return processes.once(partial.finish)
 
 
@@ -281,31 +291,57 @@ class PartialSet:
         return self.folder / PROGRESS / f"{Path(shard_name(number)).stem}.json"
 
 
-def _write_behind(partial: PartialSet, parts: Iterator[Part], log: SkipLog, bar: Bar) -> None:
-    """Collect shards out of parts; a thread writes a shard while the next one is encoded."""
+def write_behind(
+    partial: PartialSet, parts: Iterable[Part], log: SkipLog, bar: Bar, pace: Pace
+) -> None:
+    """Collect shards out of parts; a thread writes a shard while the next one is encoded.
+
+    Args:
+        partial: where they go.
+        parts: of whole shards, one shard after the other.
+        log: accounts for broken items.
+        bar: hears of items done.
+        pace: counts them, and how long the parts have to wait.
+    """
     pending: Future[None] | None = None
-    shard: list[Part] = []
     with ThreadPoolExecutor(1) as writer:
-        for part in parts:
-            log.extend(part.skipped)
-            shard.append(part)
-            if sum(map(len, shard)) == len(partial.plan.covers(part.shard)):
-                if pending:
+        for shard in whole_shards(partial.plan, _counted(parts, log, bar, pace)):
+            if pending:
+                with pace.writing():
                     pending.result()
-                pending = writer.submit(_finish_shard, partial, shard)
-                shard = []
-            bar.advance(len(part))
+            pending = writer.submit(finish_shard, partial, shard)
         if pending:
-            pending.result()
+            with pace.writing():
+                pending.result()
+    pace.count(0)
 
 
-def _finish_shard(partial: PartialSet, parts: Sequence[Part]) -> None:
+def whole_shards(plan: LatentPlan, parts: Iterable[Part]) -> Iterator[list[Part]]:
+    """The parts of each shard."""
+    shard: list[Part] = []
+    for part in parts:
+        shard.append(part)
+        if sum(map(len, shard)) == len(plan.covers(part.shard)):
+            yield shard
+            shard = []
+
+
+def finish_shard(partial: PartialSet, parts: Sequence[Part]) -> None:
+    """Write a shard, all parts of which are there, and account for it."""
     number = parts[0].shard
     pieces = sorted((piece for part in parts for piece in part.pieces), key=itemgetter(0))
     encoded = Encoded.join(partial.plan, [piece for _, piece in pieces])
     skipped = sorted((item for part in parts for item in part.skipped), key=attrgetter("index"))
     entry = write_shard(partial.folder, partial.plan, number, encoded)
     partial.add(number, ShardRow(entry=entry, skipped=tuple(skipped)))
+
+
+def _counted(parts: Iterable[Part], log: SkipLog, bar: Bar, pace: Pace) -> Iterator[Part]:
+    for part in parts:
+        log.extend(part.skipped)
+        yield part
+        pace.count(len(part))
+        bar.advance(len(part), **pace.shares)
 
 
 def _keep_tokenizer(export: Path, copy: Path, digest: str) -> None:

@@ -5,14 +5,15 @@ Notable choices:
     causal: its latents do not depend on the clips beside it in a batch, up to rounding;
     the clips of a window are encoded longest first, in batches of about one length; windows begin
     at fixed places of a shard and hold the memory down however large the shard is;
-    the next window is read and resampled by a thread while one is encoded;
+    the windows to come are read and resampled by threads while one is encoded;
     recordings that ``check_clip`` refuses count as broken: left out and listed in the manifest;
     the transcript is stored as caption, the speaker as label.
 
 Axes: B clips, S audio samples, T latent positions, C latent channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,9 +23,10 @@ import torch
 
 from latentlm_core.data.audio import MAX_SKIPPED_SHARE, ClipLimits, check_clip, prepare
 from latentlm_core.data.base import Samples, SkippedItem, SpeechSource
-from latentlm_core.data.decoding import one_ahead
+from latentlm_core.data.blocks import reading_ahead
 from latentlm_core.data.manifest import RAGGED_VERSION, LatentPlan, Manifest
 from latentlm_core.data.partial import Part, Run, make_set, weights_digest
+from latentlm_core.data.pipeline import Landing, Pace, ahead, num_readers, one_behind
 from latentlm_core.data.shard_file import Encoded
 from latentlm_core.errors import DataError
 from latentlm_core.progress import SILENT, Progress
@@ -34,7 +36,9 @@ from latentlm_core.tokenizers.sigma_vae import SigmaVAE
 SHARD_CLIPS = 1024
 """A shard covers this many items of the source: what an interruption costs at most."""
 WINDOW_CLIPS = 128
-"""Items that are read together and sorted by length; two windows are in memory."""
+"""Items that are read together and sorted by length."""
+WINDOWS_AHEAD = 2
+"""Windows that are in memory beside the one that is encoded."""
 
 
 def encode_speech(
@@ -51,6 +55,7 @@ def encode_speech(
     device: torch.device | str = "cpu",
     shard_size: int = SHARD_CLIPS,
     progress: Progress = SILENT,
+    pace: Pace | None = None,
 ) -> Manifest:
     """Make a latent set, or go on with one, or return the one that is there already.
 
@@ -67,6 +72,7 @@ def encode_speech(
         device: where the encoder runs.
         shard_size: items that a shard covers.
         progress: hears of clips done and of broken ones.
+        pace: learns how long it took, and what was waited for.
 
     Raises:
         DataError: the folder has another set, too many clips are broken, or a latent is not
@@ -95,27 +101,19 @@ def encode_speech(
         limits=limits.to_dict(),
     )
     reader = _Reader(source, network.sample_rate, network.hop_length, limits)
-
-    def encode(runs: Sequence[Run]) -> Iterator[Part]:
-        windows: Iterator[_Window] = one_ahead(map(reader, runs))
-        for window in windows:
-            if window.skipped:
-                yield Part(window.shard, (), window.skipped)
-            for batch in _by_length(window.clips, max_batch_seconds * network.sample_rate):
-                yield Part(window.shard, tuple(_encode(tokenizer, batch, where)), ())
-
     return make_set(
         folder,
         plan,
         source,
         tokenizer,
         tokenizer_export,
-        encode,
+        _SpeechEncoder(reader, tokenizer, max_batch_seconds * network.sample_rate, where),
         run_size=WINDOW_CLIPS,
         unit="clips",
         device=where,
         progress=progress,
         max_skipped_share=MAX_SKIPPED_SHARE,
+        pace=pace,
     )
 
 
@@ -144,28 +142,70 @@ class _Prepared:
 class _Window:
     """A run of the source, read."""
 
-    shard: int
     clips: list[_Prepared]
     skipped: tuple[SkippedItem, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class _Begun:
+    """A batch that is being encoded; or what was broken in a window, and no clips."""
+
+    shard: int
+    clips: Sequence[_Prepared]
+    landing: Landing
+    skipped: tuple[SkippedItem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _SpeechEncoder:
+    """From runs of a source to what became of them (``partial.make_set``)."""
+
+    reader: "_Reader"
+    tokenizer: SigmaVAE
+    max_samples: int
+    device: torch.device
+
+    def __call__(self, runs: Sequence[Run], pace: Pace) -> Generator[Part, None, None]:
+        asked = reading_ahead(self.reader.source, (list(run.indices) for run in runs))
+        with closing(ahead(self.reader, asked, num_readers(), WINDOWS_AHEAD)) as windows:
+            begun = self._begin(runs, pace.reading(windows))
+            for batch in one_behind(begun, self.device):
+                yield Part(batch.shard, tuple(_pieces(batch)), batch.skipped)
+
+    def _begin(self, runs: Sequence[Run], windows: Iterator[_Window]) -> Iterator[_Begun]:
+        for run, window in zip(runs, windows, strict=True):
+            if window.skipped:
+                yield _Begun(run.shard, (), Landing(), window.skipped)
+            for clips in _by_length(window.clips, self.max_samples):
+                yield _Begun(run.shard, clips, self._encode(clips))
+
+    def _encode(self, clips: Sequence[_Prepared]) -> Landing:
+        """Posteriors of a batch (B, T, C), on their way."""
+        audio = np.zeros((len(clips), 1, len(clips[0].samples)), np.float32)
+        for row, clip in enumerate(clips):
+            audio[row, 0, : len(clip.samples)] = clip.samples
+        posterior = self.tokenizer.encode(to_device(torch.from_numpy(audio), self.device))
+        variance = posterior.log_variance
+        return Landing(posterior.mean.float(), None if variance is None else variance.float())
+
+
+@dataclass(frozen=True, slots=True)
 class _Reader:
-    """From runs of a source to windows; numpy alone, for it works in a thread (``one_ahead``)."""
+    """From indices of a source to a window; numpy alone, for it works in threads (``ahead``)."""
 
     source: SpeechSource
     sample_rate: int
     hop_length: int
     limits: ClipLimits
 
-    def __call__(self, run: Run) -> _Window:
+    def __call__(self, indices: Sequence[int]) -> _Window:
         clips, skipped = [], []
-        for index in run.indices:
+        for index in indices:
             try:
                 clips.append(self._prepare(index))
             except DataError as error:
                 skipped.append(SkippedItem(index=index, reason=str(error)))
-        return _Window(run.shard, clips, tuple(skipped))
+        return _Window(clips, tuple(skipped))
 
     def _prepare(self, index: int) -> _Prepared:
         clip = self.source[index]
@@ -197,19 +237,13 @@ def _by_length(clips: Sequence[_Prepared], max_samples: int) -> Iterator[list[_P
         yield batch
 
 
-def _encode(
-    tokenizer: SigmaVAE, batch: Sequence[_Prepared], device: torch.device
-) -> Iterator[tuple[int, Encoded]]:
-    """Each clip of a batch on its own, cut to its own T."""
-    audio = np.zeros((len(batch), 1, len(batch[0].samples)), np.float32)
-    for row, clip in enumerate(batch):
-        audio[row, 0, : len(clip.samples)] = clip.samples
-    posterior = tokenizer.encode(to_device(torch.from_numpy(audio), device))
-    mean = posterior.mean.float().cpu()
-    log_variance = posterior.log_variance
-    if log_variance is not None:
-        log_variance = log_variance.float().cpu()
-    for row, clip in enumerate(batch):
+def _pieces(batch: _Begun) -> Iterator[tuple[int, Encoded]]:
+    """Each clip of a batch on its own, cut to its own T, with its place in the source."""
+    if not batch.clips:
+        return
+    mean, log_variance = batch.landing.wait()
+    assert mean is not None
+    for row, clip in enumerate(batch.clips):
         own = slice(row, row + 1), slice(clip.num_positions)
         yield (
             clip.index,

@@ -7,6 +7,7 @@ from latentlm_core.artifacts import LoadedTokenizer, load_tokenizer
 from latentlm_core.data.audio import ClipLimits
 from latentlm_core.data.caching import LatentViews, encode_source
 from latentlm_core.data.manifest import Manifest
+from latentlm_core.data.pipeline import Pace
 from latentlm_core.data.sources import open_source
 from latentlm_core.data.speech_caching import encode_speech
 from latentlm_core.data.speech_sources import open_speech
@@ -17,6 +18,9 @@ from latentlm_core.result import Result
 from latentlm_core.runtime import resolve_device
 from latentlm_core.workflows.runs import acknowledge
 from latentlm_core.workflows.workspace import find_export, slug, workspace
+
+WAITED_SECONDS, WAITED_SHARE = 10.0, 0.1
+"""From which on, both, it is worth to say that the encoder waits for images."""
 
 
 @joined(PATIENCE)
@@ -46,13 +50,14 @@ def tokenize(
         crops: of images: store this many random crops instead of the centre crop.
         batch_size: images encoded at once, or seconds of audio.
         dtype: of the stored latents.
-        num_workers: processes that decode images.
+        num_workers: processes that decode images; 0 decodes in threads of this one.
         device: auto, cpu, cuda, ...
         dry_run: only tell what would happen.
         progress: listener.
 
     Returns:
-        sizes and statistics of the set.
+        sizes and statistics of the set; of what was encoded now, images or clips per second, and
+        the shares of the time in which the encoder waited for data and for shards to be written.
 
     Raises:
         LatentLMError: anything that the user can mend.
@@ -102,9 +107,15 @@ def _images(
             "tokenizer_sha256": tokenizer.sha256,
         }
         return Result("Plan of a latent set", plan, {"latents": str(folder)})
-    manifest = encode_source(source, model, folder, **options)
+    pace = Pace()
+    manifest = encode_source(source, model, folder, pace=pace, **options)
+    if pace.waited_to_read > max(WAITED_SECONDS, WAITED_SHARE * pace.seconds):
+        options["progress"].note(
+            f"The encoder waited {pace.shares['data_wait_share']:.0%} of the time for images: more "
+            "--num-workers decode them faster where processors are left."
+        )
     shape = {"classes": len(manifest.classes), "grid": "x".join(map(str, manifest.fixed_grid))}
-    return _complete(manifest, folder, shape)
+    return _complete(manifest, folder, shape, "images", pace)
 
 
 def _speech(
@@ -127,20 +138,25 @@ def _speech(
             "tokenizer_sha256": tokenizer.sha256,
         }
         return Result("Plan of a latent set", plan, {"latents": str(folder)})
+    pace = Pace()
     manifest = encode_speech(
         source,
         tokenizer.model,
         folder,
+        pace=pace,
         limits=ClipLimits(),
         max_batch_seconds=batch_seconds,
         **options,
     )
     minutes = manifest.statistics.count / rate / 60
     shape = {"speakers": len(manifest.classes), "minutes": round(minutes, 2)}
-    return _complete(manifest, folder, shape | {"latents_per_second": rate})
+    shape["latents_per_second"] = rate
+    return _complete(manifest, folder, shape, "clips", pace)
 
 
-def _complete(manifest: Manifest, folder: Path, shape: dict[str, Any]) -> Result:
+def _complete(
+    manifest: Manifest, folder: Path, shape: dict[str, Any], unit: str, pace: Pace
+) -> Result:
     stats = manifest.stats(manifest.posterior)
     figures = {
         "examples": manifest.num_examples,
@@ -152,6 +168,9 @@ def _complete(manifest: Manifest, folder: Path, shape: dict[str, Any]) -> Result
         "shift": stats.shift[0],
         "scale": stats.scale[0],
     }
+    if pace.items:
+        figures[f"{unit}_per_second"] = round(pace.items / pace.seconds, 1)
+        figures |= pace.shares
     details = {
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "skipped": [item.to_dict() for item in manifest.skipped],
