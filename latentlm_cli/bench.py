@@ -13,6 +13,7 @@ app = typer.Typer(
     epilog=options.examples(
         "latentlm bench sample --size mnist",
         "latentlm bench sample --size latentlm-l --batch 1,64,256 --dtype bfloat16 --json",
+        "latentlm bench sample --size latentlm-l --against dit-medium --batch 128,256",
         "latentlm bench train --recipe latentlm-l --batch 64",
     ),
 )
@@ -41,6 +42,14 @@ Size = Annotated[
         help="Instead of a model: the sizes of a recipe, with fresh weights, as latentlm-l.",
     ),
 ]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        metavar="RECIPE",
+        help="Instead of the plain loop: the network of another recipe, as dit-medium.",
+    ),
+]
 Batches = Annotated[
     str, typer.Option("--batch", metavar="N,N", help="How many at once; each is measured.")
 ]
@@ -60,11 +69,23 @@ Latents = Annotated[
     ),
 ]
 SolverSteps = Annotated[
-    int, typer.Option("--steps", min=1, metavar="S", help="Solver steps per latent.")
+    int | None,
+    typer.Option(
+        "--steps",
+        min=1,
+        metavar="S",
+        help="Solver steps per latent; 20, or the most of a distilled head, if left out.",
+    ),
 ]
 Steps = Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Training steps a repeat.")]
 Scale = Annotated[
-    float, typer.Option("--cfg", min=0, metavar="SCALE", help="Guidance scale; 1 is off.")
+    float | None,
+    typer.Option(
+        "--cfg",
+        min=0,
+        metavar="SCALE",
+        help="Guidance scale; 1 is off. 2, or that of a distilled head, if left out.",
+    ),
 ]
 Mode = Annotated[
     Literal["auto", "eager", "compile", "graph"],
@@ -74,6 +95,7 @@ Dtype = Annotated[
     Literal["float32", "bfloat16"],
     typer.Option("--dtype", help="Of the weights, ours and the reference's."),
 ]
+BatchSteps = Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Batches a repeat.")]
 Repeats = Annotated[int, typer.Option("--repeats", min=1, metavar="N", help="Rounds that count.")]
 WarmUp = Annotated[
     int, typer.Option("--warm-up", min=0, metavar="N", help="Rounds before those that count.")
@@ -111,10 +133,11 @@ Encode = Annotated[
 def sample(
     model: Model = None,
     size: Size = None,
+    against: Against = None,
     batch: Batches = "1,64",
     num_latents: Latents = None,
-    num_inference_steps: SolverSteps = 20,
-    guidance_scale: Scale = 2.0,
+    num_inference_steps: SolverSteps = None,
+    guidance_scale: Scale = None,
     mode: Mode = "auto",
     dtype: Dtype = "float32",
     repeats: Repeats = 5,
@@ -124,14 +147,16 @@ def sample(
 ) -> None:
     """Images a second, ours and a plain eager loop's, in turns.
 
-    Both draw the same latents. On a GPU also the time that arithmetic and
-    weight traffic must take, and the share of it that is reached.
+    Both draw the same latents. On a GPU also the share of its speed that is
+    reached: the time that arithmetic or weight traffic must take, whichever is
+    more, in what was taken. With --against, another network instead of the loop.
     """
     from latentlm_core import workflows
 
     result = workflows.bench_sample(
         model=model,
         size=size,
+        against=against,
         batches=_numbers(batch),
         num_latents=num_latents,
         num_inference_steps=num_inference_steps,
@@ -190,12 +215,18 @@ def tokenize(
     vae: options.Vae = None,
     recipe: VaeRecipe = None,
     batch_size: options.BatchSize = 64,
+    steps: BatchSteps = 8,
+    num_workers: options.NumWorkers = 0,
     repeats: Repeats = 5,
     warm_up: WarmUp = 1,
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """Images a second that are read, encoded and decoded, and the share of each."""
+    """Images a second from a data set to shards, and by a plain loop, in turns.
+
+    Also those of each stage alone, read, encode and write, and the share of the
+    slowest one's that the whole reaches; and what the encoder waits for.
+    """
     from latentlm_core import workflows
 
     result = workflows.bench_tokenize(
@@ -204,6 +235,8 @@ def tokenize(
         vae=vae,
         recipe=recipe,
         batch_size=batch_size,
+        steps=steps,
+        num_workers=num_workers,
         repeats=repeats,
         warm_up=warm_up,
         device=device,

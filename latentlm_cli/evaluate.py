@@ -213,6 +213,8 @@ def sweep(
     weights: options.Weights = None,
     offline: options.Offline = False,
     batch_size: options.BatchSize = 64,
+    mode: options.Mode = "auto",
+    dtype: options.Dtype = "auto",
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder of report and curve; beside the run if left out."),
@@ -233,6 +235,8 @@ def sweep(
         extractor=extractor,
         weights=weights,
         offline=offline,
+        mode=mode,
+        dtype=dtype,
         batch_size=batch_size,
         out=out,
         device=device,

@@ -20,7 +20,10 @@ Text = Annotated[
 def ppl(
     data: Text,
     model: options.Model = None,
-    split: options.Split = "test",
+    split: Annotated[
+        Literal["train", "test", "all"],
+        typer.Option("--split", help="Part of the texts to read; all of a set that has no parts."),
+    ] = "test",
     num_samples: Annotated[
         int | None,
         typer.Option("-n", "--num-samples", min=1, metavar="N", help="Only the first N documents."),

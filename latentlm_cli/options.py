@@ -64,6 +64,25 @@ BatchSize = Annotated[
         "--batch-size", min=1, metavar="N", help="At a time; it changes no more than rounding."
     ),
 ]
+NumWorkers = Annotated[
+    int,
+    typer.Option(
+        "--num-workers",
+        min=0,
+        metavar="N",
+        help="Processes that decode images; 0: threads, as many as are of use.",
+    ),
+]
+Mode = Annotated[
+    Literal["auto", "eager", "compile", "graph"],
+    typer.Option("--mode", help="How the decode step runs; graph needs CUDA."),
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(
+        "--dtype", help="Of the model's weights; auto is bfloat16 on a GPU and float32 on a CPU."
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the configuration and the plan, and do nothing.")

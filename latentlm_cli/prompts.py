@@ -227,6 +227,8 @@ OPTIONS = {
     "captions_of": "--caption",
     "question": "--ask",
     "images": "--image",
+    "guidance_scale": "--cfg",
+    "num_inference_steps": "--steps",
 }
 """Options whose settings have other names."""
 

@@ -48,6 +48,8 @@ def sample(
     npz: prompts.Npz = False,
     batch_size: options.BatchSize = 64,
     vae: prompts.VaeCopy = None,
+    mode: options.Mode = "auto",
+    dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -58,17 +60,22 @@ def sample(
     Sample k of a seed is the same alone or in any batch, so asking for more
     only adds files.
     """
-    common: dict[str, Any] = {
-        "model": model,
-        "num_samples": num_samples,
-        "seed": seed,
+    of_latents = {
         "guidance_scale": guidance_scale,
         "guidance_interval": guidance_interval,
         "num_inference_steps": num_inference_steps,
         "solver": solver,
+    }
+    common: dict[str, Any] = {
+        **of_latents,
+        "model": model,
+        "num_samples": num_samples,
+        "seed": seed,
         "out": out,
         "batch_size": batch_size,
         "vae": vae,
+        "mode": mode,
+        "dtype": dtype,
         "device": device,
         "dry_run": dry_run,
         "progress": listener(),
@@ -82,6 +89,7 @@ def sample(
         "stream": stream,
         "seconds": prompts.seconds_range(seconds),
     }
+    of_words = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
     of_multimodal = {
         "prompts": prompt,
         "captions_of": captions_of,
@@ -89,9 +97,7 @@ def sample(
         "images": images,
         "text_only": text_only,
         "interleaved": interleaved,
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
+        **of_words,
     }
     of_data = {"data": data, "split": split}
     if data is None:
@@ -105,6 +111,13 @@ def sample(
     elif prompts.given(of_multimodal | of_data):
         prompts.refuse(of_speech, "{} is for speech, which needs --text or --protocol.")
         prompts.refuse(of_classes, "{} is for classes, and not for text and images.")
+        if prompt or data:
+            prompts.refuse(of_words, "{} is of words, and this draws images without any.")
+        elif interleaved is None:
+            prompts.refuse(of_latents, "{} is of images, and this writes words alone.")
+        if not temperature:
+            greedy = "{} chooses among words, and without --temperature the likeliest is taken."
+            prompts.refuse({"top_p": top_p}, greedy)
         sink = None if json else _show_text
         result = _run("write", common | of_multimodal | of_data | {"sink": sink})
     else:

@@ -106,6 +106,21 @@ def test_perplexity_does_not_depend_on_the_batch_and_takes_some(multimodal_home,
     assert ppl(tmp_path, num_samples=3, **data).figures["num_documents"] == 3
 
 
+def test_perplexity_of_texts_without_parts_says_what_it_read(multimodal_home, tmp_path):
+    data, listener = str(multimodal_home / "texts"), Listener()
+    part, whole = (
+        ppl(tmp_path, data=data, split=split, progress=listener).details
+        for split in ("test", "all")
+    )
+    assert part["split"] == "what training holds out of it"
+    assert (part["values"]["num_documents"], whole["values"]["num_documents"]) == (1, 20)
+    (told,) = [note for note in listener.notes if "split" in note]
+    assert told.endswith(
+        "texts has no test split: this is what training holds out of it; "
+        "--split all reads it whole."
+    )
+
+
 def test_the_report_of_perplexity_tells_how(multimodal_home, tmp_path):
     found = ppl(tmp_path, data=str(multimodal_home / "texts"))
     report = json.loads((tmp_path / "report.json").read_text())

@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from latentlm_cli.app import app
 from latentlm_core import workflows
-from latentlm_core.artifacts import GeneratorExport, build_generator, save_generator
+from latentlm_core.artifacts import build_generator, save_generator
 from latentlm_core.data.media import write_png
 from latentlm_core.errors import ArtifactError
+from latentlm_core.export_config import GeneratorExport
 from latentlm_core.files import read_safetensors, sha256_file, write_json, write_safetensors
 from latentlm_core.tokenizers.base import LatentStats
 from latentlm_core.tokenizers.text import TextConfig, TextTokenizer
@@ -129,7 +130,7 @@ def test_an_image_of_a_size_that_the_tokenizer_cannot_take(line):
         (["--data", "plain", "--split", "train"], "0.png of plain has no caption to draw"),
         (["--prompt", "a", "--vae", "vae"], "is not the tokenizer that"),
         (["--prompt", "a", "--model", "vae"], "holds a sigma-vae, where a generator is wanted"),
-        (["--text-only", "a", "--top-p", "0"], "top_p"),
+        (["--text-only", "a", "--top-p", "0", "--temperature", "1"], "top_p"),
         (["--prompt", "a", "--cfg", "inf"], "guidance_scale"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from latentlm_core import workflows
-from latentlm_core.artifacts import GeneratorExport, build_generator, save_generator
+from latentlm_core.artifacts import build_generator, save_generator
 from latentlm_core.data.audio import write_wav
 from latentlm_core.data.utterances import transcripts
 from latentlm_core.errors import (
@@ -18,6 +18,7 @@ from latentlm_core.errors import (
     DataError,
     LatentLMError,
 )
+from latentlm_core.export_config import GeneratorExport
 from latentlm_core.files import read_safetensors, write_json, write_safetensors
 from latentlm_core.models.heads import DiffusionHeadConfig
 from latentlm_core.models.latent_lm import LatentLMConfig
@@ -246,7 +247,7 @@ def test_the_bounds_cover_every_utterance_of_the_training(tmp_path, paced):
     latents = encode(tmp_path, PosteriorKind.GAUSSIAN)
     config = LMRecipe.model_validate(RECIPE)
     data = config.data.model_copy(update={"paced_text": paced})
-    bounds = SpeechJob(latents, config, data, read_ahead=0).facts["speech"]
+    bounds = SpeechJob(latents, config, data).facts["speech"]
     lengths = latents.lengths.tolist()
     assert max(lengths) > 3 * min(lengths)
     slowest = []

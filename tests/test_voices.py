@@ -190,8 +190,9 @@ def test_three_seconds_are_gone_on_with(home, tmp_path):
 def test_a_continuation_begins_with_the_given_latents(home):
     speaking = speaking_of(home)
     line = Line("x" * 90, Clip(babble(3, 3.0), RATE, None, None, "v"), continues=True)
-    engine = speaking.engine(speaking.loaded.config.sampler)
-    (spoken,) = speaking.say(engine, [line], [0], seed=0)
+    engine, said = speaking.engine(speaking.loaded.config.sampler, 1), []
+    speaking.say(engine, [line], [0], 0, lambda _, spoken: said.append(spoken))
+    (spoken,) = said
     latents = speaking._encode(line, derive_seed(0, "sample", 0))
     raw = speaking.loaded.config.stats.denormalise(latents)
     with torch.inference_mode():

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from latentlm_core import workflows
-from latentlm_core.artifacts import TokenizerExport, save_tokenizer
+from latentlm_core.artifacts import save_tokenizer
 from latentlm_core.data.embedded import ShapesSource
 from latentlm_core.data.media import write_png
+from latentlm_core.export_config import TokenizerExport
 from latentlm_core.files import write_json, write_text
 from latentlm_core.result import Result
 from latentlm_core.runtime import seeded_init

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from latentlm_core import workflows
-from latentlm_core.artifacts import TokenizerExport, load_generator, save_tokenizer
+from latentlm_core.artifacts import load_generator, save_tokenizer
 from latentlm_core.data.audio import read_audio, write_wav
 from latentlm_core.data.base import Samples
+from latentlm_core.export_config import TokenizerExport
 from latentlm_core.files import write_json, write_text
 from latentlm_core.progress import SILENT
 from latentlm_core.result import Result

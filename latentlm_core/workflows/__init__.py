@@ -15,8 +15,9 @@
 Each takes plain values, does the whole work, tells ``progress`` about it and returns a ``Result``.
 """
 
-from latentlm_core.workflows.bench_data import bench_load, bench_tokenize
+from latentlm_core.workflows.bench_data import bench_load
 from latentlm_core.workflows.bench_sample import bench_sample
+from latentlm_core.workflows.bench_tokenize import bench_tokenize
 from latentlm_core.workflows.bench_train import bench_train
 from latentlm_core.workflows.distill import distill
 from latentlm_core.workflows.doctor import doctor

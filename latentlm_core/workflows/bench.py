@@ -5,6 +5,7 @@ comes and goes meets both, and their ratio is what a figure is. What a machine c
 in the same run as well: a large product for its arithmetic, a large copy for its memory.
 """
 
+import gc
 import os
 import statistics
 import time
@@ -19,14 +20,17 @@ from latentlm_core.errors import ConfigError, LatentLMError
 from latentlm_core.progress import Progress
 from latentlm_core.result import Result
 from latentlm_core.runtime import machine, versions
+from latentlm_core.training.peak import measured_flops
+from latentlm_core.workflows.memory import lacks_memory
 
 T = TypeVar("T")
 
 BUSY = 0.5
 """Processes that run before we begin, as a share of the cores, from which a machine is busy."""
-PRODUCT_SIDE = {"cuda": 8192, "cpu": 1024}
-COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}
-CEILING_REPEATS = 10
+COPY_BYTES = {"cuda": 1 << 30}
+"""Of the copy that is measured, and on other devices:"""
+OTHER_COPY_BYTES = 1 << 26
+COPIES = 10
 PROCESS = Path("/proc/self")
 
 
@@ -134,17 +138,10 @@ class Ceilings:
             device: which.
             dtype: of the product.
         """
-        side = PRODUCT_SIDE.get(device.type, PRODUCT_SIDE["cpu"])
-        size = COPY_BYTES.get(device.type, COPY_BYTES["cpu"])
-        left, out = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+        size = COPY_BYTES.get(device.type, OTHER_COPY_BYTES)
         source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
-        product, copy = take_turns(
-            (lambda: torch.mm(left, left, out=out), lambda: target.copy_(source)),
-            CEILING_REPEATS,
-            2,
-            device,
-        )
-        return cls(2 * side**3 / min(product.seconds), 2 * size / min(copy.seconds))
+        (copy,) = take_turns((lambda: target.copy_(source),), COPIES, 2, device)
+        return cls(measured_flops(device, dtype), 2 * size / min(copy.seconds))
 
     def to_dict(self) -> dict[str, float]:
         """JSON values."""
@@ -211,29 +208,39 @@ class Conditions:
 
 
 def each_batch(
-    batches: Sequence[int], device: torch.device, measure: Callable[[int], T]
+    batches: Sequence[int],
+    device: torch.device,
+    measure: Callable[[int], T],
+    progress: Progress,
 ) -> dict[int, T]:
-    """Measure from the smallest batch on.
+    """Measure from the smallest batch on; in place of one that does not fit, the half of it.
+
+    Args:
+        batches: as asked.
+        device: whose memory it is.
+        measure: of a batch.
+        progress: hears that one does not fit, and which one does.
 
     Raises:
-        LatentLMError: one does not fit, saying which did.
+        LatentLMError: not even a batch of 1 fits.
     """
     measured: dict[int, T] = {}
     for batch in sorted(set(batches)):
-        try:
-            measured[batch] = measure(batch)
-        except RuntimeError as error:
-            if not _lacks_memory(error):
-                raise
-            fits = (
-                f"{max(measured)} is the largest that was measured"
-                if measured
-                else "it is the smallest that was asked for"
-            )
-            raise LatentLMError(
-                f"A batch of {batch} does not fit into the memory of {machine(device)}; {fits}.",
-                hint=f"Say --batch {','.join(map(str, measured)) or batch // 2 or 1}",
-            ) from None
+        size = batch
+        while size and size not in measured:
+            try:
+                measured[size] = measure(size)
+            except (RuntimeError, MemoryError) as error:
+                if not lacks_memory(error):
+                    raise
+                size //= 2
+            _release(device)  # out here, where no error holds what was measured with
+        told = f"A batch of {batch} does not fit into the memory of {machine(device)}"
+        if not size:
+            raise LatentLMError(f"{told}, and neither does any smaller one.")
+        if size < batch:
+            progress.warn(f"{told}; {size} does.")
+            break
     return measured
 
 
@@ -249,9 +256,11 @@ def require_counts(batches: Sequence[int], repeats: int, warm_up: int, steps: in
         raise ConfigError("--repeats and --steps are at least 1, and --warm-up at least 0.")
 
 
-def _lacks_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out; for the host's PyTorch has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+def _release(device: torch.device) -> None:
+    """Give back what nobody holds, cycles included, so that it does not count as the next one's."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _wait(device: torch.device) -> None:

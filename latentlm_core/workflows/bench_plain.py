@@ -15,6 +15,7 @@ from torch import Tensor
 from latentlm_core.diffusion import NoiseSchedule, Predict, guided, solve, solver_grid
 from latentlm_core.layout import AttentionMask
 from latentlm_core.models.dit import DiT
+from latentlm_core.models.few_step import FewStepHead, step_ends
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.runtime import evaluating
 from latentlm_core.sampling import Request, SamplerConfig, draw_noise
@@ -77,8 +78,12 @@ def _tokens(model: LatentLM, ids: Tensor, noise: Tensor, config: SamplerConfig) 
     for i in range(noise.shape[1]):
         condition = model.head.condition(model.step(x, cache))
 
-        def output(x_t: Tensor, t: Tensor, condition: Tensor = condition) -> Tensor:
-            return model.head(x_t.to(dtype), t, condition).float()  # type: ignore[no-any-return]
+        def output(x_t: Tensor, t: Tensor, end: int, condition: Tensor = condition) -> Tensor:
+            head = model.head
+            told = head.timestep_embedding(t)
+            if isinstance(head, FewStepHead):
+                told = told + head.end_embedding(torch.full_like(t, end))
+            return head.denoise(x_t.to(dtype), told, condition).float()
 
         latent = _solve(output, noise[:, i], model.schedule, config)
         drawn.append(latent)
@@ -89,7 +94,7 @@ def _tokens(model: LatentLM, ids: Tensor, noise: Tensor, config: SamplerConfig) 
 def _images(model: DiT, labels: Tensor, noise: Tensor, config: SamplerConfig) -> Tensor:
     dtype = model.latent_embedding.weight.dtype
 
-    def output(x_t: Tensor, t: Tensor) -> Tensor:
+    def output(x_t: Tensor, t: Tensor, end: int) -> Tensor:
         return model(x_t.to(dtype), t, labels).float()  # type: ignore[no-any-return]
 
     return _solve(output, noise, model.schedule, config)
@@ -99,10 +104,11 @@ def _solve(output: Any, noise: Tensor, schedule: NoiseSchedule, config: SamplerC
     """Run a solver whose scheduler is built for this one call."""
     fresh = NoiseSchedule(schedule.config)
     grid = solver_grid(fresh, config.num_inference_steps, config.solver)
+    ends = step_ends(grid.timesteps)
 
     def predict(x_t: Tensor, step: int) -> Tensor:
         t = torch.full((len(x_t),), grid.timesteps[step], device=x_t.device)
-        return output(x_t, t)  # type: ignore[no-any-return]
+        return output(x_t, t, ends[step])  # type: ignore[no-any-return]
 
     mixed: Predict = guided(predict, config.guidance_scale) if config.is_guided else predict
     return solve(mixed, noise, grid)

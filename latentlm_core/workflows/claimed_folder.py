@@ -4,7 +4,7 @@ Several processes fill it together: the main one holds and claims it, looks at w
 writes what stands beside the samples; each writes the samples of its own batches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,17 @@ from typing import Any
 from latentlm_core.errors import ArtifactError
 from latentlm_core.files import locked, read_json, write_json
 from latentlm_core.processes import Processes
-from latentlm_core.progress import Progress
+from latentlm_core.progress import Bar, Progress
+from latentlm_core.sampling import SamplerConfig, TextSamplerConfig
+
+DEFAULTS: Mapping[str, Any] = {
+    "dtype": "float32",
+    "sampler": SamplerConfig().to_dict(),
+    "text_sampler": TextSamplerConfig().to_dict(),
+}
+"""Settings that earlier versions did not write, or not in full: what they were."""
+UNCOMPARED = frozenset(("mode",))
+"""Settings that change no sample by more than rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,14 @@ class Batch:
 
     indices: range
     missing: frozenset[int]
+
+    def parts(self, size: int) -> Iterator["Batch"]:
+        """Batches of at most ``size`` that it falls into, where something is missing."""
+        for start in range(0, len(self.indices), size):
+            indices = self.indices[start : start + size]
+            missing = self.missing.intersection(indices)
+            if missing:
+                yield Batch(indices, missing)
 
 
 class ClaimedFolder:
@@ -89,11 +107,11 @@ class ClaimedFolder:
     @contextmanager
     def unmade(
         self, count: int, size: int, processes: Processes, told: Progress, label: str
-    ) -> Iterator[Iterator[Batch]]:
-        """This process's batches of the first ``count`` samples; the block ends when all are made.
+    ) -> Iterator[tuple[Iterator[Batch], Bar]]:
+        """This process's batches of the first ``count`` samples, and a bar that counts samples.
 
-        A batch has fixed places, so a sample is drawn beside the same ones however often the
-        command was interrupted and whoever draws it.
+        The block ends when all are made. A batch has fixed places, so a sample is drawn beside
+        the same ones however often the command was interrupted and whoever draws it.
 
         Args:
             count: samples in all.
@@ -105,13 +123,7 @@ class ClaimedFolder:
         missing = processes.once(lambda: self.missing(count))
         wanted = _batches(missing, count, size)
         with processes.bar(told, label, count, self.unit, count - len(missing)) as bar:
-
-            def own() -> Iterator[Batch]:
-                for batch in processes.own(wanted):
-                    yield batch
-                    bar.advance(len(batch.missing))
-
-            yield own()
+            yield processes.own(wanted), bar
 
     def _refuse_strangers(self) -> None:
         for suffix in (self.suffix, *self.others):
@@ -124,7 +136,9 @@ class ClaimedFolder:
     def _compare(self, found: Any) -> None:
         if not isinstance(found, dict):
             raise ArtifactError(f"{self.path / 'settings.json'} is not an object.")
-        names = sorted(found.keys() | self.settings.keys())
+        defaults = {name: value for name, value in DEFAULTS.items() if name in self.settings}
+        found = _completed(found, defaults)
+        names = sorted((found.keys() | self.settings.keys()) - UNCOMPARED)
         differing = [name for name in names if found.get(name) != self.settings.get(name)]
         if differing:
             raise ArtifactError(
@@ -132,6 +146,14 @@ class ClaimedFolder:
                 "its settings.json).",
                 hint="Use another --out.",
             )
+
+
+def _completed(found: Any, defaults: Any) -> Any:
+    """What was found, with the defaults of what its objects lack."""
+    if not isinstance(found, dict) or not isinstance(defaults, Mapping):
+        return found
+    known = {name: _completed(value, defaults.get(name)) for name, value in found.items()}
+    return {**defaults, **known}
 
 
 def _batches(missing: Sequence[int], count: int, size: int) -> list[Batch]:

@@ -65,7 +65,7 @@ class ContinuationFolder(ClaimedFolder):
         rows = self.rows()
         shared = {
             name: self.settings[name]
-            for name in ("model_sha256", "data", "sampler", "text_sampler")
+            for name in ("model_sha256", "data", "dtype", "sampler", "text_sampler")
         }
         lines = [json.dumps({**row, "class": None, **shared}) + "\n" for row in rows]
         write_text(self.path / "samples.jsonl", "".join(lines))

@@ -1,4 +1,11 @@
-"""From a generator's export to images: requests, latents, raw latents, media."""
+"""From a generator's export to images: requests, latents, raw latents, media.
+
+Notable choices: a decoder takes a bounded number of pixels at once, for it needs more memory than
+what was drawn with. Its weights are float32; beside a generator in bfloat16 on a GPU it multiplies
+in bfloat16, which an image of 8 bits hardly shows.
+
+Axes: B images, T latent positions, C latent channels, S image size.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +14,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from latentlm_core.artifacts import LoadedGenerator, load_tokenizer
 from latentlm_core.data.media import to_images
@@ -19,6 +27,9 @@ from latentlm_core.tokenizers.sigma_vae import SigmaVAE
 from latentlm_core.workflows.workspace import find_export
 
 Images = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 1 << 20
+"""That are decoded at once: 16 images of 256x256."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +89,24 @@ class Drawing:
             )
             for label, index in zip(labels, indices, strict=True)
         ]
-        device = next(self.tokenizer.parameters()).device
         latents = engine.generate(requests)
         if not latents.isfinite().all():
             raise ArtifactError(f"{self.loaded.folder} drew latents that are not finite.")
-        raw = config.stats.denormalise(latents).to(device)
-        with evaluating(self.tokenizer):
-            return to_images(self.tokenizer.decode(raw, config.fixed_grid))
+        return decode_images(self.loaded, self.tokenizer, latents)
+
+
+def decode_images(loaded: LoadedGenerator, tokenizer: SigmaVAE, latents: Tensor) -> Images:
+    """Normalised latents (B, T, C) of a generator => images uint8 (B, S, S, 3)."""
+    config = loaded.config
+    device = next(tokenizer.parameters()).device
+    is_half = next(loaded.model.parameters()).dtype == torch.bfloat16 and device.type == "cuda"
+    raw = config.stats.denormalise(latents).to(device)
+    with evaluating(tokenizer), torch.autocast(device.type, torch.bfloat16, enabled=is_half):
+        parts = [
+            to_images(tokenizer.decode(part, config.fixed_grid).float())
+            for part in torch.split(raw, max(1, MAX_PIXELS // tokenizer.image_size**2))
+        ]
+    return np.concatenate(parts)
 
 
 def matching_tokenizer(

@@ -11,20 +11,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from latentlm_core.artifacts import LoadedGenerator, load_generator
-from latentlm_core.config import build
 from latentlm_core.data.media import write_png
 from latentlm_core.data.sources import resolve_class
 from latentlm_core.diffusion import Solver
 from latentlm_core.processes import PATIENCE, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
-from latentlm_core.runtime import resolve_device
-from latentlm_core.sampling import Engine, SamplerConfig, make_engine
+from latentlm_core.sampling import Engine, LatentLMEngine, make_engine
 from latentlm_core.workflows.claimed_folder import Batch
 from latentlm_core.workflows.drawing import Drawing
+from latentlm_core.workflows.memory import Fitting, cache_bytes
 from latentlm_core.workflows.sample_folder import SampleFolder
-from latentlm_core.workflows.workspace import EXPORT, find_export, slug, workspace
+from latentlm_core.workflows.sampling_plan import (
+    Asked,
+    SampleDtype,
+    SampleMode,
+    SamplingPlan,
+    require_classes,
+)
+from latentlm_core.workflows.workspace import slug, workspace
 
 
 @joined(PATIENCE)
@@ -39,6 +44,8 @@ def sample(
     guidance_interval: tuple[float, float] | None = None,
     num_inference_steps: int | None = None,
     solver: Solver | None = None,
+    mode: SampleMode = "auto",
+    dtype: SampleDtype = "auto",
     out: Path | None = None,
     npz: bool = False,
     batch_size: int = 64,
@@ -59,9 +66,11 @@ def sample(
         guidance_interval: shares of the last timestep between which guidance acts.
         num_inference_steps: solver steps per latent.
         solver: dpmsolver++ or ddpm.
+        mode: how the decode step runs.
+        dtype: of the weights; by default bfloat16 on a GPU that has it built in, else float32.
         out: folder; by default ``samples/`` and a name made of these settings.
         npz: also write ``samples.npz`` as ADM's evaluator reads it.
-        batch_size: images drawn at once.
+        batch_size: images drawn at once, or fewer if so many do not fit into memory.
         vae: another tokenizer with the same weights than the one in the model's export.
         device: auto, cpu, cuda, ...
         dry_run: only tell what would happen.
@@ -73,123 +82,79 @@ def sample(
     Raises:
         LatentLMError: anything that the user can mend.
     """
-    processes = current()
-    where = resolve_device(device)
-    with processes.main_first():
-        export = find_export(model, "generator", progress)
-    loaded = load_generator(export, where)
-    config = sampler_config(
-        loaded.config.sampler,
-        guidance_scale,
-        guidance_schedule,
-        num_inference_steps,
-        solver,
-        guidance_interval,
+    asked = Asked(
+        guidance_scale=guidance_scale,
+        guidance_schedule=guidance_schedule,
+        guidance_interval=guidance_interval,
+        num_inference_steps=num_inference_steps,
+        solver=solver,
+        mode=mode,
+        dtype=dtype,
     )
-    loaded.config.require_classes()
-    labels = [resolve_class(loaded.config.classes, word) for word in classes]
+    plan = SamplingPlan.of(model, require_classes, asked, device, progress)
+    labels = [resolve_class(plan.config.classes, word) for word in classes]
     count = num_samples * max(1, len(labels))
+    processes = current()
+    loaded = plan.load()
     settings = {
         "model_sha256": loaded.sha256,
         "data": loaded.config.provenance.get("data"),
         "classes": list(classes),
         "seed": seed,
-        "sampler": config.to_dict(),
+        **plan.settings,
     }
     folder = SampleFolder(
-        out or workspace() / "samples" / _name(model, loaded, classes, config, seed),
+        out or workspace() / "samples" / _name(plan, classes, seed),
         settings,
         loaded.config.classes,
         labels or range(len(loaded.config.classes)),
     )
-    figures: dict[str, Any] = {
-        "samples": count,
-        "model": str(loaded.folder),
-        "guidance_scale": config.guidance_scale,
-        "steps": config.num_inference_steps,
-        "seed": seed,
-    }
+    figures: dict[str, Any] = {"samples": count, **plan.figures, "seed": seed}
     files = {"samples": str(folder.path)}
     details = {"model": str(loaded.folder), **settings}
-    num_steps = math.ceil(count / batch_size) * loaded.config.num_latents
-    engine = make_engine(loaded.model, config, num_steps=num_steps, progress=progress)
     if dry_run:
         return Result("Plan of samples", figures, files, details)
     with processes.main_first():
-        drawing = Drawing.of(loaded, vae, where, progress)
+        drawing = Drawing.of(loaded, vae, plan.device, progress)
+    num_latents = loaded.config.num_latents
+
+    def make(size: int) -> Engine:
+        num_steps = math.ceil(count / size) * num_latents
+        return make_engine(loaded.model, plan.sampler, plan.mode, num_steps, progress)
+
+    bytes_each = plan.num_branches * cache_bytes(loaded.model, num_latents)
     with folder.held(processes):
         processes.once(lambda: folder.write_rows(count))
-        with folder.unmade(count, batch_size, processes, progress, "sampling") as batches:
+        fitting = Fitting(make, min(batch_size, count), bytes_each, plan.device, progress)
+        with folder.unmade(count, batch_size, processes, progress, "sampling") as (batches, bar):
             for batch in batches:
-                _draw(folder, drawing, engine, batch, seed)
+                _draw(folder, drawing, fitting, batch, seed)
+                bar.advance(len(batch.missing))
         files["grid"] = str(processes.once(lambda: folder.draw_grid(count)))
         if npz:
             files["npz"] = str(processes.once(lambda: folder.write_npz(count)))
+    engine = fitting.engine
+    figures["mode"] = engine.mode if isinstance(engine, LatentLMEngine) else "eager"
     return Result("Samples drawn", figures, files, details)
 
 
-def sampler_config(
-    default: SamplerConfig,
-    guidance_scale: float | None,
-    guidance_schedule: str | None,
-    num_inference_steps: int | None,
-    solver: str | None,
-    guidance_interval: tuple[float, float] | None,
-) -> SamplerConfig:
-    """The model's own settings with the user's in their place.
-
-    Raises:
-        ConfigError: a setting is out of range.
-    """
-    asked = {
-        "guidance_scale": guidance_scale,
-        "guidance_schedule": guidance_schedule,
-        "num_inference_steps": num_inference_steps,
-        "solver": solver,
-        "guidance_interval": guidance_interval,
-    }
-    given = {name: value for name, value in asked.items() if value is not None}
-    return build(SamplerConfig, default.to_dict() | given, "sampling")
-
-
-def _draw(folder: SampleFolder, drawing: Drawing, engine: Engine, batch: Batch, seed: int) -> None:
+def _draw(
+    folder: SampleFolder, drawing: Drawing, fitting: Fitting[Engine], batch: Batch, seed: int
+) -> None:
     """Draw a batch and write what is not there yet; a file appears when it is whole."""
-    labels = [folder.label(index) for index in batch.indices]
-    images = drawing.images(engine, labels, batch.indices, seed)
-    for index, image in zip(batch.indices, images, strict=True):
-        if index in batch.missing:
-            write_png(folder.file(index), image)
+
+    def draw(engine: Engine, size: int) -> None:
+        for part in batch.parts(size):
+            labels = [folder.label(index) for index in part.indices]
+            images = drawing.images(engine, labels, part.indices, seed)
+            for index, image in zip(part.indices, images, strict=True):
+                if index in part.missing:
+                    write_png(folder.file(index), image)
+
+    fitting.run(draw)
 
 
-def _name(
-    model: str | None,
-    loaded: LoadedGenerator,
-    classes: Sequence[str],
-    config: SamplerConfig,
-    seed: int,
-) -> str:
+def _name(plan: SamplingPlan, classes: Sequence[str], seed: int) -> str:
     """A folder name that says what differs between sets of samples."""
-    default = SamplerConfig()
-    parts = [
-        run_name_of(model, loaded),
-        f"class-{slug('-'.join(classes)) if classes else 'all'}",
-        f"cfg{config.guidance_scale:g}",
-        config.guidance_schedule if config.guidance_schedule != default.guidance_schedule else "",
-        interval_name(config),
-        f"steps{config.num_inference_steps}",
-        config.solver if config.solver != default.solver else "",
-        f"seed{seed}",
-    ]
-    return "-".join(part for part in parts if part)
-
-
-def interval_name(config: SamplerConfig) -> str:
-    """What a folder's name says of where guidance acts; nothing where it acts everywhere."""
-    interval = config.guidance_interval
-    return f"within{interval[0]:g}-{interval[1]:g}" if interval else ""
-
-
-def run_name_of(model: str | None, loaded: LoadedGenerator) -> str:
-    """The run's name, or how the user named a model from elsewhere."""
-    run = loaded.folder.parent if loaded.folder.name == EXPORT else loaded.folder
-    return slug(model) if model and not run.is_relative_to(workspace()) else slug(run.name)
+    named = f"class-{slug('-'.join(classes)) if classes else 'all'}"
+    return "-".join(filter(None, [plan.run_name, named, *plan.words, f"seed{seed}"]))

@@ -17,7 +17,7 @@ import numpy as np
 from latentlm_core.data.media import image_grid, read_image, write_png
 from latentlm_core.evaluation.npz import write_arrays
 from latentlm_core.files import write_file, write_text
-from latentlm_core.workflows.claimed_folder import ClaimedFolder
+from latentlm_core.workflows.claimed_folder import UNCOMPARED, ClaimedFolder
 
 MAX_GRID = 256
 """Samples that the grid shows at most."""
@@ -49,7 +49,8 @@ class SampleFolder(ClaimedFolder):
     def write_rows(self, count: int) -> None:
         """Write ``samples.jsonl`` for the first ``count`` samples and all that are there."""
         count = max([count, *(int(p.stem) + 1 for p in self.path.glob("[0-9]*[0-9].png"))])
-        shared = {name: value for name, value in self.settings.items() if name != "classes"}
+        unshared = {"classes", *UNCOMPARED}
+        shared = {name: value for name, value in self.settings.items() if name not in unshared}
         rows = [
             {
                 "file": self.file(index).name,

@@ -2,8 +2,11 @@
 
 A sample is decided by (seed, its index), its text and its voice: it is the same whatever the batch
 size, streamed or not, up to the rounding of kernels. A folder remembers its settings, so the same
-command goes on where it was interrupted and another one is refused. Several processes take the
-batches in turn; a stream is the main one's.
+command goes on where it was interrupted and another one is refused.
+
+Lines go to the engine in groups of several batches: a line that has ended leaves its place in the
+batch to the next one, and is written at once. Several processes take the groups in turn; a stream
+is the main one's.
 """
 
 import hashlib
@@ -16,24 +19,26 @@ from typing import Any
 
 from torch import Tensor
 
-from latentlm_core.artifacts import load_generator
 from latentlm_core.data.audio import WavStream
 from latentlm_core.data.base import Clip
 from latentlm_core.diffusion import Solver
 from latentlm_core.errors import ConfigError
 from latentlm_core.processes import PATIENCE, Processes, current, joined
-from latentlm_core.progress import SILENT, Progress
+from latentlm_core.progress import SILENT, Bar, Progress
 from latentlm_core.result import Result
-from latentlm_core.runtime import resolve_device
-from latentlm_core.sampling import SamplerConfig, SpanEngine
+from latentlm_core.sampling import SpanEngine
 from latentlm_core.workflows.lines import Protocol, ProtocolLines, TextLines, read_voice
-from latentlm_core.workflows.sample import interval_name, run_name_of, sampler_config
-from latentlm_core.workflows.speaking import Line, Speaking
+from latentlm_core.workflows.memory import Fitting, cache_bytes
+from latentlm_core.workflows.sampling_plan import Asked, SampleDtype, SampleMode, SamplingPlan
+from latentlm_core.workflows.speaking import Line, Speaking, Spoken, require_speech
 from latentlm_core.workflows.spoken_folder import SpokenFolder
-from latentlm_core.workflows.workspace import find_export, slug, workspace
+from latentlm_core.workflows.workspace import slug, workspace
 
 MAX_NAME = 40
 """Characters of texts in a folder's name."""
+GROUP = 4
+"""Batches of lines that an engine is given at once: fewer shares for several processes, but only
+while the last batch of a group runs out are places in it empty."""
 
 
 @joined(PATIENCE)
@@ -54,6 +59,8 @@ def speak(
     guidance_interval: tuple[float, float] | None = None,
     num_inference_steps: int | None = None,
     solver: Solver | None = None,
+    mode: SampleMode = "auto",
+    dtype: SampleDtype = "auto",
     out: Path | None = None,
     batch_size: int = 64,
     vae: str | None = None,
@@ -79,8 +86,10 @@ def speak(
         guidance_interval: shares of the last timestep between which guidance acts.
         num_inference_steps: solver steps per latent.
         solver: dpmsolver++ or ddpm.
+        mode: how the decode step runs.
+        dtype: of the weights; by default bfloat16 on a GPU that has it built in, else float32.
         out: folder; by default ``samples/`` and a name made of these settings.
-        batch_size: samples drawn at once.
+        batch_size: samples drawn at once, or fewer if so many do not fit into memory.
         vae: another tokenizer with the same weights than the one in the model's export.
         device: auto, cpu, cuda, ...
         dry_run: only tell what would happen.
@@ -93,23 +102,21 @@ def speak(
         LatentLMError: anything that the user can mend.
     """
     _check_usage(texts, voice, voice_text, protocol, data, split, seconds)
+    _check_stream(stream, len(texts) * (num_samples or 1) if protocol is None else num_samples)
     split = split or "test"
     processes = current()
-    where = resolve_device(device)
-    with processes.main_first():
-        export = find_export(model, "generator", progress)
-    loaded = load_generator(export, where)
-    with processes.main_first():
-        speaking = Speaking.of(loaded, vae, where, progress)
-    config = sampler_config(
-        loaded.config.sampler,
-        guidance_scale,
-        None,
-        num_inference_steps,
-        solver,
-        guidance_interval,
+    asked = Asked(
+        guidance_scale=guidance_scale,
+        guidance_interval=guidance_interval,
+        num_inference_steps=num_inference_steps,
+        solver=solver,
+        mode=mode,
+        dtype=dtype,
     )
-    engine = speaking.engine(config)
+    plan = SamplingPlan.of(model, require_speech, asked, device, progress)
+    loaded = plan.load()
+    with processes.main_first():
+        speaking = Speaking.of(loaded, vae, plan.device, progress)
     heard = None if voice is None else speaking.fit(read_voice(voice, voice_text), progress)
     if heard is not None and not loaded.config.classes:
         progress.warn("The model learned from data without speakers, so it follows no voice.")
@@ -121,8 +128,6 @@ def speak(
     else:
         limits = speaking.voice_limits
         lines = ProtocolLines(data, split, protocol, seconds, num_samples, limits, progress)
-    if stream and len(lines) != 1:
-        raise ConfigError(f"--stream writes one sample, and these settings ask for {len(lines)}.")
     settings = {
         "model_sha256": loaded.sha256,
         "texts": list(texts),
@@ -131,72 +136,97 @@ def speak(
         "data": data and {"data": data, "split": split, "seconds": seconds and list(seconds)},
         "num_samples": protocol and num_samples,
         "seed": seed,
-        "sampler": config.to_dict(),
+        **plan.settings,
     }
     parts = [
-        run_name_of(model, loaded),
+        plan.run_name,
         protocol or _short_name(texts),
         slug(data) if data else "",
         split if data and split != "test" else "",
         f"{seconds[0]:g}-{seconds[1]:g}s" if seconds else "",
         f"n{num_samples}" if protocol and num_samples else "",
         f"voice-{slug(voice.stem)}" if voice else "",
-        f"cfg{config.guidance_scale:g}",
-        interval_name(config),
-        f"steps{config.num_inference_steps}",
-        config.solver if config.solver != SamplerConfig().solver else "",
+        *plan.words,
         f"seed{seed}",
     ]
     name = "-".join(part for part in parts if part)
     folder = SpokenFolder(out or workspace() / "samples" / name, settings, speaking.sample_rate)
-    figures: dict[str, Any] = {
-        "samples": len(lines),
-        "model": str(loaded.folder),
-        "guidance_scale": config.guidance_scale,
-        "steps": config.num_inference_steps,
-        "seed": seed,
-    }
+    figures: dict[str, Any] = {"samples": len(lines), **plan.figures, "seed": seed}
     files = {"samples": str(folder.path)}
     if dry_run:
         return Result("Plan of speech", figures, files, settings)
     with folder.held(processes):
+        fitting = Fitting(
+            lambda size: speaking.engine(plan.sampler, size, plan.mode, len(lines), progress),
+            min(batch_size, len(lines)),
+            plan.num_branches * cache_bytes(speaking.model, speaking.bounds.longest),
+            plan.device,
+            progress,
+        )
         if stream:
             figures |= processes.once(
-                lambda: _stream(folder, speaking, engine, lines[0], seed, progress)
+                lambda: _stream(folder, speaking, fitting.engine, lines[0], seed, progress)
             )
         else:
             figures |= _say_missing(
-                folder, speaking, engine, lines, seed, batch_size, processes, progress
+                folder, speaking, fitting, lines, seed, batch_size, processes, progress
             )
         processes.once(folder.settle)
         figures |= processes.once(lambda: _endings(folder, len(lines)))
         files["spectrograms"] = str(processes.once(lambda: folder.draw(len(lines))))
+    figures["mode"] = fitting.engine.mode
     return Result("Speech made", figures, files, settings)
 
 
 def _say_missing(
     folder: SpokenFolder,
     speaking: Speaking,
-    engine: SpanEngine,
+    fitting: Fitting[SpanEngine],
     lines: Sequence[Line],
     seed: int,
     batch_size: int,
     processes: Processes,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Say what is not there yet, batch by batch; of several processes each its own batches."""
+    """Say what is not there yet, group by group; of several processes each its own groups."""
     spent = made = 0.0
-    with folder.unmade(len(lines), batch_size, processes, progress, "speaking") as batches:
-        for batch in batches:
-            wanted = [_ready(speaking, lines[index], progress) for index in batch.indices]
+    size = GROUP * batch_size
+    with folder.unmade(len(lines), size, processes, progress, "speaking") as (groups, bar):
+        for group in groups:
+            wanted = {
+                index: _ready(speaking, lines[index], progress) for index in sorted(group.missing)
+            }
             begun = time.perf_counter()
-            spoken = speaking.say(engine, wanted, batch.indices, seed)
+            made += _say_group(folder, speaking, fitting, wanted, seed, bar)
             spent += time.perf_counter() - begun
-            made += sum(len(one.audio) for one in spoken) / speaking.sample_rate
-            triples = zip(batch.indices, wanted, spoken, strict=True)
-            folder.add([each for each in triples if each[0] in batch.missing])
     times, seconds = zip(*processes.gather((spent, made)), strict=True)
     return {"real_time_factor": round(max(times) / sum(seconds), 3)} if any(seconds) else {}
+
+
+def _say_group(
+    folder: SpokenFolder,
+    speaking: Speaking,
+    fitting: Fitting[SpanEngine],
+    wanted: dict[int, Line],
+    seed: int,
+    bar: Bar,
+) -> float:
+    """Say lines, by the index of each, and write each as it ends; seconds of speech."""
+    seconds: list[float] = []
+
+    def say(engine: SpanEngine, size: int) -> None:
+        indices = list(wanted)
+
+        def keep(place: int, spoken: Spoken) -> None:
+            index = indices[place]
+            folder.add(index, wanted.pop(index), spoken)
+            seconds.append(len(spoken.audio) / speaking.sample_rate)
+            bar.advance()
+
+        speaking.say(engine, list(wanted.values()), indices, seed, keep)
+
+    fitting.run(say)
+    return sum(seconds)
 
 
 def _stream(
@@ -218,9 +248,11 @@ def _stream(
             first.append(time.perf_counter() - begun)
             file.write(audio.numpy())
 
-        (spoken,) = speaking.say(engine, [line], [0], seed, write)
+        said: list[Spoken] = []
+        speaking.say(engine, [line], [0], seed, lambda _, spoken: said.append(spoken), write)
     spent = time.perf_counter() - begun
-    folder.add([(0, line, spoken)])
+    (spoken,) = said
+    folder.add(0, line, spoken)
     seconds = len(spoken.audio) / speaking.sample_rate
     return {
         "first_audio_seconds": round(first[0], 4),
@@ -268,6 +300,13 @@ def _check_usage(
         )
     elif voice_text is not None and voice is None:
         raise ConfigError("--voice-text is what the recording --voice says, and there is none.")
+
+
+def _check_stream(stream: bool, count: int | None) -> None:
+    """Refuse to stream several samples, or as many as ``data`` has."""
+    if stream and count != 1:
+        asked = "all of a data set" if count is None else str(count)
+        raise ConfigError(f"--stream writes one sample, and these settings ask for {asked}.")
 
 
 def _short_name(texts: Sequence[str]) -> str:

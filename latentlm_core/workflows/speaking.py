@@ -9,21 +9,23 @@ Axes: S samples, T latent positions, C latent channels.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from latentlm_core.artifacts import SAMPLE_OPTIONS, LoadedGenerator, SpeechBounds
+from latentlm_core.artifacts import LoadedGenerator
 from latentlm_core.data.audio import ClipLimits, check_clip, prepare
 from latentlm_core.data.base import Clip
 from latentlm_core.data.utterances import SpokenText, Voice
 from latentlm_core.draws import Draws
 from latentlm_core.errors import ArtifactError, DataError
+from latentlm_core.export_config import SAMPLE_OPTIONS, GeneratorExport, SpeechBounds
 from latentlm_core.models.latent_lm import LatentLM
-from latentlm_core.progress import Progress
+from latentlm_core.progress import SILENT, Progress
 from latentlm_core.runtime import derive_seed, evaluating, generator
-from latentlm_core.sampling import Prompt, SamplerConfig, Span, SpanEngine, SpanRequest
+from latentlm_core.sampling import Mode, Prompt, SamplerConfig, Span, SpanEngine, SpanRequest
 from latentlm_core.tokenizers.sigma_vae import SigmaVAE
 from latentlm_core.tokenizers.streaming import StreamingDecoder
 from latentlm_core.tokenizers.text import TextTokenizer, has_content
@@ -105,13 +107,10 @@ class Speaking:
             ArtifactError: it is no text-to-speech model, or the tokenizer is not its own.
         """
         model, text, bounds = loaded.model, loaded.text, loaded.config.speech
-        if text is None or bounds is None or not isinstance(model, LatentLM):
-            is_of_pages = loaded.config.task == "multimodal"
-            what = "a model of text and images" if is_of_pages else "class-conditional"
-            raise ArtifactError(
-                f"{loaded.folder} is {what}, so it cannot read a text aloud.",
-                hint=f"It takes {SAMPLE_OPTIONS[loaded.config.task]}.",
-            )
+        require_speech(loaded.config, loaded.folder)
+        assert text is not None
+        assert bounds is not None
+        assert isinstance(model, LatentLM)
         tokenizer = matching_tokenizer(loaded, vae, device, progress)
         return cls(loaded, model, tokenizer, text, bounds)
 
@@ -125,9 +124,28 @@ class Speaking:
         """Latents a second."""
         return self.sample_rate / self.tokenizer.speech.hop_length
 
-    def engine(self, config: SamplerConfig) -> SpanEngine:
-        """An engine that draws with these settings."""
-        return SpanEngine(self.model, config, self.text.marks.go_on, self.text.marks.eod)
+    def engine(
+        self,
+        config: SamplerConfig,
+        batch_size: int = 1,
+        mode: Mode = "auto",
+        num_lines: int = 1,
+        progress: Progress = SILENT,
+    ) -> SpanEngine:
+        """An engine.
+
+        Args:
+            config: how latents are drawn.
+            batch_size: lines that are said side by side.
+            mode: how the decode step runs.
+            num_lines: to be said in all.
+            progress: hears why a mode cannot be had.
+        """
+        marks = self.text.marks
+        num_steps = math.ceil(num_lines / batch_size) * self.bounds.longest // 2  # on average
+        return SpanEngine(
+            self.model, config, marks.go_on, marks.eod, batch_size, mode, num_steps, progress
+        )
 
     @property
     def voice_limits(self) -> ClipLimits:
@@ -167,15 +185,17 @@ class Speaking:
         lines: Sequence[Line],
         indices: Sequence[int],
         seed: int,
+        on_end: Callable[[int, Spoken], None],
         sink: Sink | None = None,
-    ) -> list[Spoken]:
-        """Say lines, all in one batch.
+    ) -> None:
+        """Say lines, as many side by side as the engine takes.
 
         Args:
             engine: from ``engine``.
             lines: what to say.
             indices: the index of each within the whole set of samples.
             seed: of the whole set; a sample's own follows from it and its index.
+            on_end: takes the place of a line among ``lines``, and the line as soon as it was said.
             sink: takes the audio of a single line while it is made.
 
         Raises:
@@ -183,18 +203,22 @@ class Speaking:
         """
         seeds = [derive_seed(seed, "sample", index) for index in indices]
         voices = [self._encode(line, own) for line, own in zip(lines, seeds, strict=True)]
-        utterances = [
-            _Utterance(self, voice if line.continues else None, sink)
-            for line, voice in zip(lines, voices, strict=True)
-        ]
         requests = [
             self._request(line, voice, own)
             for line, voice, own in zip(lines, voices, seeds, strict=True)
         ]
-        spans = engine.draw(requests, lambda index, latent: utterances[index].hear(latent))
-        return [
-            self._finish(utterance, span) for utterance, span in zip(utterances, spans, strict=True)
-        ]
+        going: dict[int, _Utterance] = {}
+
+        def hear(place: int, latent: Tensor) -> str | None:
+            if place not in going:
+                beginning = voices[place] if lines[place].continues else None
+                going[place] = _Utterance(self, beginning, sink)
+            return going[place].hear(latent)
+
+        def end(place: int, span: Span) -> None:
+            on_end(place, self._finish(going.pop(place), span))
+
+        engine.draw(requests, hear, end)
 
     def _request(self, line: Line, voice: Tensor | None, seed: int) -> SpanRequest:
         layout = SpokenText(self.text, self.tokenizer.latent_channels, self.bounds.pace)
@@ -286,6 +310,21 @@ class _Utterance:
         if is_repeating(torch.stack(self._heard[-recent:]), self._speaking.frame_rate):
             return REPETITION
         return None
+
+
+def require_speech(config: GeneratorExport, folder: Path) -> None:
+    """Refuse what is no text-to-speech model.
+
+    Raises:
+        ArtifactError: saying what it is, and what it takes.
+    """
+    if config.task != "speech":
+        is_of_pages = config.task == "multimodal"
+        what = "a model of text and images" if is_of_pages else "class-conditional"
+        raise ArtifactError(
+            f"{folder} is {what}, so it cannot read a text aloud.",
+            hint=f"It takes {SAMPLE_OPTIONS[config.task]}.",
+        )
 
 
 def _end_of(pieces: Sequence[Tensor], length: int) -> Tensor:

@@ -3,7 +3,7 @@
     settings.json       what decides the samples: model, seed, sampler, texts or protocol
     000000.wav ...      the samples, each written when it is whole (or while it is streamed)
     samples.jsonl       a row for each: file, text, how it ended, seconds, voice, original
-    progress/           rows that are to be put there, a file for each batch
+    progress/           rows that are to be put there, a file for each
     voices/000000.wav   the recording that gave the voice, and originals/ that of the same text
     spectrograms.png    the first of them
 
@@ -13,7 +13,6 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ class SpokenFolder(ClaimedFolder):
         self.settle()
 
     def settle(self) -> None:
-        """Put the rows of all batches into ``samples.jsonl``."""
+        """Put the rows of all samples into ``samples.jsonl``."""
         if self._progress.is_dir():
             rows = self.rows()
             for path in sorted(self._progress.glob("[0-9]*.jsonl")):
@@ -81,24 +80,22 @@ class SpokenFolder(ClaimedFolder):
         """
         return _read_rows(self._rows_path) if self._rows_path.is_file() else {}
 
-    def add(self, samples: Sequence[tuple[int, Line, Spoken]]) -> None:
-        """Write samples of a batch, what they are compared with, and then their rows."""
-        rows: dict[int, dict[str, Any]] = {}
-        for index, line, said in samples:
-            write_wav(self.file(index), said.audio.numpy(), self._sample_rate)
-            rows[index] = {
-                "file": self.file(index).name,
-                "index": index,
-                "text": line.text,
-                "seconds": round(len(said.audio) / self._sample_rate, 3),
-                "latents": said.num_latents,
-                "ended_by": said.ended_by,
-                "longest_silence": round(longest_silence(said.audio, self._sample_rate), 2),
-                "prompt": self._keep(line.voice, "voices", index),
-                "prompt_text": line.voice.text if line.voice else None,
-                "original": self._keep(line.original, "originals", index),
-            }
-        self._write(self._progress / f"{min(rows):06d}.jsonl", rows)
+    def add(self, index: int, line: Line, said: Spoken) -> None:
+        """Write a sample, what it is compared with, and then its row."""
+        write_wav(self.file(index), said.audio.numpy(), self._sample_rate)
+        row = {
+            "file": self.file(index).name,
+            "index": index,
+            "text": line.text,
+            "seconds": round(len(said.audio) / self._sample_rate, 3),
+            "latents": said.num_latents,
+            "ended_by": said.ended_by,
+            "longest_silence": round(longest_silence(said.audio, self._sample_rate), 2),
+            "prompt": self._keep(line.voice, "voices", index),
+            "prompt_text": line.voice.text if line.voice else None,
+            "original": self._keep(line.original, "originals", index),
+        }
+        self._write(self._progress / f"{index:06d}.jsonl", {index: row})
 
     def draw(self, count: int) -> Path:
         """Spectrograms of the first samples, with their texts."""

@@ -1,10 +1,9 @@
 """``latentlm eval sweep``: a model => its FID by guidance scale and number of solver steps."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from latentlm_core.artifacts import load_generator
-from latentlm_core.config import build
 from latentlm_core.data.base import Image
 from latentlm_core.evaluation.image_sets import ImageSet
 from latentlm_core.evaluation.statistics import ReferenceStatistics, reference_statistics
@@ -16,12 +15,17 @@ from latentlm_core.processes import PATIENCE, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.report import finite
 from latentlm_core.result import Result
-from latentlm_core.runtime import resolve_device
-from latentlm_core.sampling import Engine, SamplerConfig, make_engine
+from latentlm_core.sampling import Engine, make_engine
 from latentlm_core.workflows.drawing import Drawing
 from latentlm_core.workflows.judges import find_extractor, find_reference
 from latentlm_core.workflows.reports import report_folder
-from latentlm_core.workflows.workspace import find_export
+from latentlm_core.workflows.sampling_plan import (
+    Asked,
+    SampleDtype,
+    SampleMode,
+    SamplingPlan,
+    require_classes,
+)
 
 
 @joined(PATIENCE)
@@ -36,6 +40,8 @@ def sweep(
     extractor: str = "inception",
     weights: Path | None = None,
     offline: bool = False,
+    mode: SampleMode = "auto",
+    dtype: SampleDtype = "auto",
     batch_size: int = 64,
     out: Path | None = None,
     device: str = "auto",
@@ -55,6 +61,8 @@ def sweep(
         extractor: ``inception``, or the folder of a classifier.
         weights: file of Inception's weights.
         offline: never download them.
+        mode: how the decode step runs.
+        dtype: of the model's weights, as for ``sample``.
         batch_size: images drawn at once.
         out: folder of the report and the curve; by default ``evaluation`` in the run.
         device: auto, cpu, cuda, ...
@@ -65,16 +73,15 @@ def sweep(
     """
     points = grid_points(scales, steps)
     processes = current()
-    where = resolve_device(device)
-    with processes.main_first():
-        export = find_export(model, "generator", progress)
-    loaded = load_generator(export, where)
-    default = loaded.config.sampler.to_dict()
+    plan = SamplingPlan.of(model, require_classes, Asked(mode=mode, dtype=dtype), device, progress)
+    plans = {point: plan.at(Asked(**point.to_dict())) for point in points}
+    loaded = plan.load()
+    num_steps = math.ceil(num_samples / batch_size) * loaded.config.num_latents
     engines = {
-        point: make_engine(loaded.model, build(SamplerConfig, default | point.to_dict(), "sweep"))
-        for point in points
+        point: make_engine(loaded.model, own.sampler, mode, num_steps, progress)
+        for point, own in plans.items()
     }
-    drawing = Drawing.of(loaded, None, where, progress)
+    drawing = Drawing.of(loaded, None, plan.device, progress)
     data = reference or str(loaded.config.provenance.get("data", ""))
     with processes.main_first():
         network = find_extractor(extractor, weights, offline, False, device, progress)
@@ -87,7 +94,7 @@ def sweep(
         return drawn_images(drawing, engines[point], str(point), labels, seed)
 
     found = walk(points, draw, theirs, network, batch_size=batch_size, progress=progress)
-    details = found.to_dict() | {"model_sha256": loaded.sha256, "seed": seed, "sampler": default}
+    details = {**found.to_dict(), "model_sha256": loaded.sha256, "seed": seed, **plan.settings}
     folder = out or report_folder(loaded.folder, model)
     rows = [row.to_dict() for row in found.rows]
     processes.once(lambda: write_json(folder / "sweep.json", finite(details)))

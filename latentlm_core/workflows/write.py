@@ -6,27 +6,34 @@ another one is refused. Several processes take the batches in turn.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from latentlm_core.artifacts import load_generator
 from latentlm_core.config import build
 from latentlm_core.data.base import Image
 from latentlm_core.diffusion import Solver
+from latentlm_core.errors import ConfigError
 from latentlm_core.processes import PATIENCE, current, joined
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.result import Result
-from latentlm_core.runtime import derive_seed, resolve_device
-from latentlm_core.sampling import Continuation, ContinuationListener, TextSamplerConfig
-from latentlm_core.workflows.claimed_folder import Batch
+from latentlm_core.runtime import derive_seed
+from latentlm_core.sampling import (
+    Continuation,
+    ContinuationListener,
+    InterleavedEngine,
+    TextSamplerConfig,
+)
+from latentlm_core.workflows.claimed_folder import DEFAULTS, UNCOMPARED, Batch
 from latentlm_core.workflows.continuation_folder import ContinuationFolder
-from latentlm_core.workflows.sample import run_name_of, sampler_config
+from latentlm_core.workflows.memory import Fitting, cache_bytes
+from latentlm_core.workflows.sampling_plan import Asked, SampleDtype, SampleMode, SamplingPlan
 from latentlm_core.workflows.tasks import MAX_TOKENS, CaptionTasks, asked_tasks
-from latentlm_core.workflows.workspace import find_export, slug, workspace
-from latentlm_core.workflows.writing import Engine, Question, Task, Writing
+from latentlm_core.workflows.workspace import slug, workspace
+from latentlm_core.workflows.writing import Engine, Question, Task, Writing, require_pages
 
 TextSink = Callable[[str], None]
 """Takes text as it is written."""
@@ -55,6 +62,8 @@ def write(
     guidance_interval: tuple[float, float] | None = None,
     num_inference_steps: int | None = None,
     solver: Solver | None = None,
+    mode: SampleMode = "auto",
+    dtype: SampleDtype = "auto",
     temperature: float = 0.0,
     top_p: float = 1.0,
     out: Path | None = None,
@@ -85,10 +94,12 @@ def write(
         guidance_interval: shares of the last timestep between which guidance acts.
         num_inference_steps: solver steps per latent.
         solver: dpmsolver++ or ddpm.
+        mode: how the decode step runs.
+        dtype: of the weights; by default bfloat16 on a GPU that has it built in, else float32.
         temperature: of words; 0 takes the likeliest.
         top_p: only the likeliest words that make up this share.
         out: folder; by default ``samples/`` and a name made of these settings.
-        batch_size: documents made at once.
+        batch_size: documents made at once, or fewer if so many do not fit into memory.
         vae: another tokenizer with the same weights than the one in the model's export.
         device: auto, cpu, cuda, ...
         dry_run: only tell what would happen.
@@ -111,23 +122,26 @@ def write(
         data=data,
         max_tokens=max_tokens,
     )
-    processes = current()
-    where = resolve_device(device)
-    with processes.main_first():
-        export = find_export(model, "generator", progress)
-    loaded = load_generator(export, where)
-    with processes.main_first():
-        writing = Writing.of(loaded, vae, where, progress)
-    config = sampler_config(
-        loaded.config.sampler,
-        guidance_scale,
-        None,
-        num_inference_steps,
-        solver,
-        guidance_interval,
-    )
     text_config = build(TextSamplerConfig, {"temperature": temperature, "top_p": top_p}, "sampling")
-    engine = writing.engine(config, text_config)
+    _check_usage(asked, num_samples or 1, text_config)
+    processes = current()
+    plan = SamplingPlan.of(
+        model,
+        require_pages,
+        Asked(
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            num_inference_steps=num_inference_steps,
+            solver=solver,
+            mode=mode,
+            dtype=dtype,
+        ),
+        device,
+        progress,
+    )
+    loaded = plan.load()
+    with processes.main_first():
+        writing = Writing.of(loaded, vae, plan.device, progress)
     tasks: Sequence[Task] = (
         asked * (num_samples or 1) if data is None else CaptionTasks(data, split, num_samples)
     )
@@ -141,29 +155,38 @@ def write(
         "num_samples": num_samples if data else None,
         "max_tokens": max_tokens,
         "seed": seed,
-        "sampler": config.to_dict(),
+        **plan.settings,
         "text_sampler": text_config.to_dict(),
     }
     label = slug(data) if data else asked[0].label
-    name = _folder_name(run_name_of(model, loaded), label, settings)
+    name = _folder_name(plan.run_name, label, settings)
     folder = ContinuationFolder(out or workspace() / "samples" / name, settings)
-    figures: dict[str, Any] = {
-        "samples": len(tasks),
-        "model": str(loaded.folder),
-        "guidance_scale": config.guidance_scale,
-        "steps": config.num_inference_steps,
-        "seed": seed,
-    }
+    figures: dict[str, Any] = {"samples": len(tasks), **plan.figures, "seed": seed}
     files = {"samples": str(folder.path)}
     if dry_run:
         return Result("Plan of samples", figures, files, settings)
     heard = sink if len(tasks) == 1 and tasks[0].num_tokens else None
     told = SILENT if heard else progress  # a bar would run through the text
+
+    def make(size: int) -> Engine:
+        num_steps = math.ceil(len(tasks) / size) * writing.num_steps(tasks[0])
+        return writing.engine(plan.sampler, text_config, plan.mode, num_steps, progress)
+
     with folder.held(processes):
-        with folder.unmade(len(tasks), batch_size, processes, told, "writing") as batches:
+        fitting = Fitting(
+            make,
+            min(batch_size, len(tasks)),
+            plan.num_branches * cache_bytes(writing.model, writing.max_length),
+            plan.device,
+            progress,
+        )
+        with folder.unmade(len(tasks), batch_size, processes, told, "writing") as (batches, bar):
             for batch in batches:
-                _write_batch(folder, writing, engine, tasks, batch, seed, heard)
+                _write_batch(folder, writing, fitting, tasks, batch, seed, heard)
+                bar.advance(len(batch.missing))
         files |= processes.once(folder.finish)
+    engine = fitting.engine
+    figures["mode"] = engine.mode if isinstance(engine, InterleavedEngine) else "eager"
     rows = processes.once(folder.rows)[: min(len(tasks), NUM_SHOWN)]
     written = {str(row["index"]): row["text"] for row in rows if row["text"]}
     if written:
@@ -174,13 +197,26 @@ def write(
 def _folder_name(run: str, label: str, settings: dict[str, Any]) -> str:
     """Of samples: a few words for people, and a digest of what decides them."""
     words = slug((label or "nothing").replace("/", " ")[:MAX_NAME])
-    return f"{run}-{words}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
+    ignored = UNCOMPARED | ({"dtype"} if settings["dtype"] == DEFAULTS["dtype"] else set())
+    deciding = {name: value for name, value in settings.items() if name not in ignored}
+    return f"{run}-{words}-{hashlib.sha256(repr(deciding).encode()).hexdigest()[:8]}"
+
+
+def _check_usage(asked: Sequence[Task], num_samples: int, config: TextSamplerConfig) -> None:
+    """Refuse to write the same words several times."""
+    draws = not asked or any(task.num_images for task in asked)
+    if num_samples > 1 and not draws and config.temperature == 0.0:
+        raise ConfigError(
+            f"At --temperature 0 there is one text of a prompt, so {num_samples} of each would be "
+            "the same.",
+            hint="Say --temperature 1, or leave -n out.",
+        )
 
 
 def _write_batch(
     folder: ContinuationFolder,
     writing: Writing,
-    engine: Engine,
+    fitting: Fitting[Engine],
     tasks: Sequence[Task],
     batch: Batch,
     seed: int,
@@ -188,14 +224,19 @@ def _write_batch(
 ) -> None:
     """Make a batch and write what is not there yet; the sink hears it where it is one document."""
     listener = sink and _streaming(writing, sink)
-    wanted = [tasks[index] for index in batch.indices]
-    continuations = writing.write(engine, wanted, batch.indices, seed, listener)
-    if sink:
-        sink("\n")
-    for index, task, made in zip(batch.indices, wanted, continuations, strict=True):
-        if index in batch.missing:
-            own = derive_seed(seed, "sample", index)
-            folder.add(index, _prompt(task), _readable(writing, made), made.ended_by, own)
+
+    def write(engine: Engine, size: int) -> None:
+        for part in batch.parts(size):
+            wanted = [tasks[index] for index in part.indices]
+            continuations = writing.write(engine, wanted, part.indices, seed, listener)
+            if sink:
+                sink("\n")
+            for index, task, made in zip(part.indices, wanted, continuations, strict=True):
+                if index in part.missing:
+                    own = derive_seed(seed, "sample", index)
+                    folder.add(index, _prompt(task), _readable(writing, made), made.ended_by, own)
+
+    fitting.run(write)
 
 
 def _readable(writing: Writing, made: Continuation) -> list[str | Image]:

@@ -5,29 +5,32 @@ Axes: T latents of an image, C latent channels, S image size.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from latentlm_core.artifacts import SAMPLE_OPTIONS, LoadedGenerator
+from latentlm_core.artifacts import LoadedGenerator
 from latentlm_core.data.base import Image
 from latentlm_core.data.document_format import DocumentFormat, ImageSpan, TextSpan
 from latentlm_core.data.documents import Document
-from latentlm_core.data.media import center_crop, to_images, to_tensor
+from latentlm_core.data.media import center_crop, to_tensor
 from latentlm_core.draws import Draws
 from latentlm_core.errors import ArtifactError, DataError
+from latentlm_core.export_config import SAMPLE_OPTIONS, GeneratorExport
 from latentlm_core.models.dit import DiT
 from latentlm_core.models.latent_lm import LatentLM
 from latentlm_core.models.transfusion import Transfusion
-from latentlm_core.progress import Progress
+from latentlm_core.progress import SILENT, Progress
 from latentlm_core.runtime import derive_seed, evaluating, generator
 from latentlm_core.sampling import (
     Continuation,
     ContinuationListener,
     ContinuationRequest,
     InterleavedEngine,
+    Mode,
     Prompt,
     SamplerConfig,
     TextSamplerConfig,
@@ -36,7 +39,7 @@ from latentlm_core.sampling import (
 from latentlm_core.tokenizers.base import LatentPosterior
 from latentlm_core.tokenizers.sigma_vae import SigmaVAE
 from latentlm_core.tokenizers.text import TextTokenizer
-from latentlm_core.workflows.drawing import matching_tokenizer
+from latentlm_core.workflows.drawing import decode_images, matching_tokenizer
 
 Engine = InterleavedEngine | TransfusionEngine
 
@@ -100,12 +103,9 @@ class Writing:
                 weights are other ones.
         """
         config, text, model = loaded.config, loaded.text, loaded.model
-        if config.task != "multimodal" or text is None or isinstance(model, DiT):
-            what = "class-conditional" if config.task == "classes" else "a text-to-speech model"
-            raise ArtifactError(
-                f"{loaded.folder} is {what}, and this needs a model of text and images.",
-                hint=f"Of that model, latentlm sample takes {SAMPLE_OPTIONS[config.task]}.",
-            )
+        require_pages(config, loaded.folder)
+        assert text is not None
+        assert not isinstance(model, DiT)
         tokenizer = None
         if config.tokenizer_sha256 is not None:
             tokenizer = matching_tokenizer(loaded, vae, device, progress)
@@ -126,12 +126,34 @@ class Writing:
         """T; 0 of a model of text alone."""
         return 0 if self.tokenizer is None else self.loaded.config.num_latents
 
-    def engine(self, config: SamplerConfig, text_config: TextSamplerConfig) -> Engine:
-        """An engine that writes with these settings."""
+    def engine(
+        self,
+        config: SamplerConfig,
+        text_config: TextSamplerConfig,
+        mode: Mode = "auto",
+        num_steps: int = 0,
+        progress: Progress = SILENT,
+    ) -> Engine:
+        """An engine.
+
+        Args:
+            config: how latents are drawn.
+            text_config: how tokens are chosen.
+            mode: how the decode step of a LatentLM runs.
+            num_steps: decode steps that are expected in all.
+            progress: hears why a mode cannot be had.
+        """
         marks = self.text.marks
         if isinstance(self.model, Transfusion):
             return TransfusionEngine(self.model, config, text_config, marks)
-        return InterleavedEngine(self.model, config, text_config, marks, self.num_latents)
+        return InterleavedEngine(
+            self.model, config, text_config, marks, self.num_latents, mode, num_steps, progress
+        )
+
+    def num_steps(self, task: Task) -> int:
+        """Elements that a task adds to its document at most."""
+        num_elements = task.num_tokens + task.num_images * (self.num_latents + 2)
+        return min(num_elements, self.max_length)
 
     def check(self, task: Task) -> None:
         """Refuse what cannot be written.
@@ -192,11 +214,7 @@ class Writing:
         """Latents (T, C) of images => uint8 (S, S, 3) each."""
         if self.tokenizer is None or not latents:
             return []
-        config = self.loaded.config
-        device = next(self.tokenizer.parameters()).device
-        raw = config.stats.denormalise(torch.stack(list(latents))).to(device)
-        with evaluating(self.tokenizer):
-            return list(to_images(self.tokenizer.decode(raw, config.fixed_grid)))
+        return list(decode_images(self.loaded, self.tokenizer, torch.stack(list(latents))))
 
     def _request(
         self, task: Task, seed: int, posteriors: Mapping[int, LatentPosterior]
@@ -259,3 +277,17 @@ class Writing:
         with evaluating(self.tokenizer):
             posterior = self.tokenizer.encode(to_tensor(crops).to(device))
         return {key: posterior.one(place) for place, key in enumerate(once)}
+
+
+def require_pages(config: GeneratorExport, folder: Path) -> None:
+    """Refuse what is no model of text and images.
+
+    Raises:
+        ArtifactError: saying what it is, and what it takes.
+    """
+    if config.task != "multimodal":
+        what = "class-conditional" if config.task == "classes" else "a text-to-speech model"
+        raise ArtifactError(
+            f"{folder} is {what}, and this needs a model of text and images.",
+            hint=f"Of that model, latentlm sample takes {SAMPLE_OPTIONS[config.task]}.",
+        )
