@@ -42,6 +42,7 @@ FLOORS = {
     "latentlm_core.sampling": 4,
     "latentlm_core.evaluation": 4,
     "latentlm_core.artifacts": 4,
+    "latentlm_core.export_config": 4,
     "latentlm_core.importing": 4,
     "latentlm_core.pretrained": 4,
     "latentlm_core.recipes": 5,

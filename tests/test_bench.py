@@ -6,27 +6,18 @@ import os
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from latentlm_cli.app import app
-from latentlm_core.artifacts import (
-    GeneratorExport,
-    TokenizerExport,
-    save_generator,
-    save_tokenizer,
-)
-from latentlm_core.data.caching import encode_source
-from latentlm_core.data.sources import open_source
-from latentlm_core.draws import Draws
-from latentlm_core.errors import ConfigError, LatentLMError
-from latentlm_core.layout import SequenceLayout
-from latentlm_core.models.few_step import FewStepConfig
-from latentlm_core.recipes import lm_recipe, vae_recipe
-from latentlm_core.runtime import generator
-from latentlm_core.sampling import Request, SamplerConfig, make_engine
-from latentlm_core.tokenizers.base import LatentStats
+from latentlm_core.artifacts import save_tokenizer
+from latentlm_core.data.caching import ImageEncoder, LatentViews, encode_source
+from latentlm_core.data.embedded import ShapesSource
+from latentlm_core.data.sources import Subset, open_source
+from latentlm_core.errors import ConfigError, CorruptFileError, DataError, LatentLMError
+from latentlm_core.export_config import TokenizerExport
+from latentlm_core.progress import SILENT
+from latentlm_core.recipes import vae_recipe
+from latentlm_core.runtime import evaluating
 from latentlm_core.tokenizers.build import build_tokenizer
 from latentlm_core.workflows import bench, bench_load, bench_sample, bench_tokenize, bench_train
 from latentlm_core.workflows.bench import (
@@ -37,25 +28,15 @@ from latentlm_core.workflows.bench import (
     each_batch,
     take_turns,
 )
-from latentlm_core.workflows.bench_cost import forward_flops, sampling_cost, training_flops
-from latentlm_core.workflows.bench_plain import plain_sampling
-from latentlm_core.workflows.bench_sample import fresh_model, sized_model
 from tests.test_decoding import Ear
 
 CPU = torch.device("cpu")
 FEW = {"repeats": 2, "warm_up": 0, "device": "cpu"}
 RATES = {"median", "min", "max"}
 SAMPLING = importlib.import_module("latentlm_core.workflows.bench_sample")
-"""The module, whose name in the package is its function's."""
+TOKENIZING = importlib.import_module("latentlm_core.workflows.bench_tokenize")
+"""The modules, whose names in the package are their functions'."""
 runner = CliRunner(env={"RANK": None})
-
-
-def tiny(kind: str = "tiny", num_latents: int = 4):
-    return sized_model(lm_recipe(kind).model, num_latents)
-
-
-def asked(count: int, null: int, num_latents: int) -> list[Request]:
-    return [Request((index,), (null,), num_latents, index) for index in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -94,50 +75,6 @@ def check_details(found: dict) -> list[dict]:
 # --- the commands ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", ["tiny", "dit-tiny"])
-def test_sample_compares_with_the_reference_in_one_run(size):
-    rows = check_details(run(f"sample --size {size} --latents 4 --batch 2,1 --steps 3"))
-    assert [row["batch"] for row in rows] == [1, 2]
-    for row in rows:
-        assert set(row["images_per_second"]) == RATES
-        ratio = row["images_per_second"]["median"] / row["reference_images_per_second"]["median"]
-        assert row["ratio"] == pytest.approx(ratio, rel=0.01)
-        assert row["largest_difference"] < 1e-4
-        assert row["mode"] == "eager"
-        assert row["peak_megabytes"] is None or row["peak_megabytes"] >= 0
-
-
-def test_sample_shows_a_table_and_names_a_busy_machine(monkeypatch):
-    monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 0.0, 0.0))
-    line = "bench sample --size tiny --latents 4 --batch 2 --steps 2 --cfg 1 --repeats 1"
-    done = runner.invoke(app, line)
-    assert done.exit_code == 0, done.output
-    assert "batch 2.ratio" in done.stdout
-    assert ", busy" in done.stdout
-    assert "99 processes run" in done.stderr
-
-
-def test_bfloat16_is_measured_on_both_sides(monkeypatch):
-    dtypes = set()
-
-    def noting(model, requests, config):
-        dtypes.update(part.dtype for part in model.parameters())
-        return plain_sampling(model, requests, config)
-
-    monkeypatch.setattr(SAMPLING, "plain_sampling", noting)
-    result = bench_sample(
-        size="tiny",
-        num_latents=4,
-        batches=(2,),
-        num_inference_steps=2,
-        dtype="bfloat16",
-        mode="eager",
-        **FEW,
-    )
-    assert dtypes == {torch.bfloat16}
-    assert result.details["rows"][0]["largest_difference"] < 0.1
-
-
 def test_train_on_drawn_latents():
     found = run("train --recipe tiny --batch 4,2 --steps 2")
     rows = check_details(found)
@@ -149,7 +86,7 @@ def test_train_on_drawn_latents():
         assert 0 < row["flops_utilisation"] < 2
         assert 0 <= row["data_wait_share"] < 1
         assert "ratio" not in row
-    assert found["details"]["ceilings"]["teraflops"] > 0
+    assert found["details"]["peak_teraflops"] > 0
 
 
 def test_train_against_encoding_at_every_step(latents):
@@ -164,11 +101,43 @@ def test_a_dit_is_trained_too(latents):
     assert row["steps_per_second"]["median"] > 0
 
 
-def test_tokenize_tells_the_share_of_each_stage():
-    (row,) = check_details(run("tokenize --recipe tiny --batch-size 8"))
-    assert sum(row["shares"].values()) == pytest.approx(1, abs=1e-3)
-    for stage in ("read", "encode", "decode"):
-        assert set(row[f"{stage}_images_per_second"]) == RATES
+def test_tokenize_against_a_loop_that_does_one_after_another():
+    (row,) = check_details(run("tokenize --recipe tiny --batch-size 8 --steps 3"))
+    for name in ("pipeline", "plain", "read", "encode", "write", "decode"):
+        assert set(row[f"{name}_images_per_second"]) == RATES
+    rates = {name: row[f"{name}_images_per_second"]["median"] for name in ("pipeline", "plain")}
+    assert row["ratio"] == pytest.approx(rates["pipeline"] / rates["plain"], rel=0.01)
+    slowest = min(row[f"{name}_images_per_second"]["median"] for name in TOKENIZING.STAGES)
+    assert row[f"{row['slowest']}_images_per_second"]["median"] == slowest
+    assert row["share_of_slowest"] == pytest.approx(rates["pipeline"] / slowest, rel=0.01)
+    assert 0 < row["data_wait_share"] + row["write_wait_share"] < 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_both_ways_to_tokenize_write_the_same_bytes(tmp_path, num_workers):
+    source = Subset(open_source("embedded:shapes"), [place % 5 for place in range(12)])
+    tokenizer = build_tokenizer(vae_recipe("tiny").tokenizer)
+    encoder = ImageEncoder(source, tokenizer, LatentViews(32), CPU, num_workers)
+    ways = TOKENIZING.Ways(encoder, tmp_path, 4, 3)
+    written = []
+    for way in (ways.overlapping, ways.one_by_one, ways.overlapping):
+        with evaluating(tokenizer):
+            way()
+        shards = sorted(tmp_path.glob("*.safetensors"))
+        written.append([shard.read_bytes() for shard in shards])
+        for shard in shards:
+            shard.unlink()
+    assert [len(shards) for shards in written] == [2, 2, 2]
+    assert written[0] == written[1] == written[2]
+
+
+def test_tokenizing_of_nothing_is_refused(monkeypatch):
+    def broken(*_):
+        raise CorruptFileError("it is empty.")
+
+    monkeypatch.setattr(ShapesSource, "__getitem__", broken)
+    with pytest.raises(DataError, match="None of the first 24 images of embedded:shapes"):
+        bench_tokenize(recipe="tiny", batch_size=8, steps=3, **FEW)
 
 
 def test_load_reads_a_set_and_tells_who_waits(latents):
@@ -180,97 +149,7 @@ def test_load_reads_a_set_and_tells_who_waits(latents):
     assert 0 < row["data_wait_share"] < 1
 
 
-@pytest.mark.parametrize("kind", ["tiny", "dit-tiny"])
-def test_sample_of_a_model_that_was_trained(tmp_path, kind):
-    config = lm_recipe(kind).model.complete((2, 2), 3, 6)
-    classes = tuple("abcde")
-    stats = LatentStats(shift=(0.0,), scale=(1.0,))
-    export = GeneratorExport(
-        model=config, stats=stats, grid=(2, 2), classes=classes, tokenizer_sha256="0" * 64
-    )
-    save_generator(tmp_path / "model", fresh_model(config), export, None)
-    found = run(f"sample --model {tmp_path / 'model'} --batch 7 --steps 2")
-    assert found["figures"]["latents"] == 4
-    assert found["details"]["rows"][0]["largest_difference"] < 1e-4
-
-
-def test_a_distilled_head_has_no_reference():
-    config = tiny().model_copy(update={"few_step": FewStepConfig(guidance_scale=2.0)})
-    with pytest.raises(ConfigError, match="no plain loop"):
-        SAMPLING._require_mode(config, "auto")
-
-
 # --- what they are made of -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-@pytest.mark.parametrize("kind", ["tiny", "dit-tiny"])
-def test_the_plain_loop_draws_what_the_engine_draws(kind, scale):
-    config = SamplerConfig(num_inference_steps=4, guidance_scale=scale)
-    model = fresh_model(tiny(kind))
-    requests = asked(3, model.config.vocab_size - 1, 4)
-    ours = make_engine(model, config, "eager").generate(requests)
-    assert ours.abs().max() > 0.1
-    torch.testing.assert_close(plain_sampling(model, requests, config), ours, rtol=1e-4, atol=1e-4)
-
-
-def test_latents_that_differ_are_not_compared(monkeypatch):
-    monkeypatch.setattr(
-        SAMPLING,
-        "plain_sampling",
-        lambda model, requests, config: torch.ones(1, 4, 16),
-    )
-    with pytest.raises(LatentLMError, match="times do not compare"):
-        bench_sample(size="tiny", num_latents=4, batches=(1,), num_inference_steps=2, **FEW)
-
-
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-@pytest.mark.parametrize("kind", ["tiny", "dit-tiny"])
-def test_operations_of_sampling_are_those_that_run(kind, scale):
-    config = SamplerConfig(num_inference_steps=3, guidance_scale=scale)
-    model = fresh_model(tiny(kind, 9))
-    engine = make_engine(model, config, "eager")
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        engine.generate(asked(2, model.config.vocab_size - 1, 9))
-    cost = sampling_cost(model.config, 2, 9, 3, config.is_guided)
-    assert cost.flops == pytest.approx(counter.get_total_flops(), rel=0.002)
-
-
-@pytest.mark.parametrize("kind", ["tiny", "dit-tiny"])
-def test_operations_of_training_are_those_that_run(kind):
-    model = fresh_model(tiny(kind, 9))
-    latents, ids = torch.randn(2, 10, 16), torch.zeros(2, 10, dtype=torch.int64)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        if kind == "tiny":
-            loss = model(ids, latents, SequenceLayout.of_images(2, 9), Draws(generator("x"))).latent
-        else:
-            loss = model.loss(latents[:, 1:], ids[:, 0], Draws(generator("x")))[0]
-        forward = counter.get_total_flops()
-        loss.mean().backward()
-    assert forward_flops(model.config, 2, 9) == pytest.approx(forward, rel=0.02)
-    assert training_flops(model.config, 2, 9) == pytest.approx(counter.get_total_flops(), rel=0.03)
-
-
-def test_weights_are_read_once_a_product():
-    config = tiny()
-    model = fresh_model(config)
-    read = sum(part.numel() for part in (*model.backbone.parameters(), *model.head.parameters()))
-    times = sum(part.numel() for part in model.head.timestep_embedding.parameters())
-    biases = model.head.latent_embedding.bias.numel()
-    embedding = model.latent_embedding.weight.numel()
-    assert sampling_cost(config, 7, 1, 1, True).weights == read - times - biases + embedding
-    feed = sum(b.feed_forward.gate_up.weight.numel() for b in model.head.blocks)
-    feed += sum(b.feed_forward.down.weight.numel() for b in model.head.blocks)
-    more = (
-        sampling_cost(config, 7, 1, 2, True).weights - sampling_cost(config, 7, 1, 1, True).weights
-    )
-    assert more == feed + 2 * embedding
-
-
-def test_the_bound_is_of_the_ceilings():
-    cost = sampling_cost(tiny(), 1, 4, 2, False)
-    bounds = cost.bound_seconds(Ceilings(flops=10.0, bytes=5.0), 2)
-    assert bounds == {"arithmetic": cost.flops / 10, "weight_traffic": cost.weights * 2 / 5}
 
 
 def test_ceilings_are_measured():
@@ -315,28 +194,32 @@ def test_an_idle_machine_is_not_called_busy(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("limit", "told"), [(5, "4 is the largest that was measured"), (1, "smallest that was asked")]
+    ("asked", "limit", "fits", "told"),
+    [((64, 4, 2), 5, [2, 4], 4), ((64, 2), 16, [2, 16], 16), ((64,), 9, [8], 8)],
 )
-def test_a_batch_that_does_not_fit_names_what_does(limit, told):
+def test_in_place_of_a_batch_that_does_not_fit_one_that_does_is_measured(asked, limit, fits, told):
     def measure(batch: int) -> int:
         if batch > limit:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return batch
+        return -batch
 
-    with pytest.raises(LatentLMError, match=told) as caught:
-        each_batch((64, 4, 2), CPU, measure)
-    assert "does not fit into the memory of" in str(caught.value)
+    ear = Ear()
+    assert each_batch(asked, CPU, measure, ear) == {batch: -batch for batch in fits}
+    (warning,) = ear.warnings
+    assert "A batch of 64 does not fit into the memory of" in warning
+    assert warning.endswith(f"; {told} does.")
 
 
 def test_a_host_without_the_memory_is_told_alike_and_other_faults_are_faults():
-    with pytest.raises(LatentLMError, match="batch of 1 does not fit"):
-        each_batch((1,), CPU, lambda batch: torch.empty(1 << 60, dtype=torch.uint8))
+    with pytest.raises(LatentLMError, match=r"batch of 2 does not fit.*neither does any smaller"):
+        each_batch((2,), CPU, lambda batch: torch.empty(1 << 60, dtype=torch.uint8), SILENT)
     with pytest.raises(RuntimeError, match="size"):
-        each_batch((1,), CPU, lambda batch: torch.zeros(2) + torch.zeros(3))
+        each_batch((1,), CPU, lambda batch: torch.zeros(2) + torch.zeros(3), SILENT)
 
 
 def test_batches_are_measured_once_each_from_the_smallest_on():
-    assert list(each_batch((4, 1, 4), CPU, lambda batch: -batch).items()) == [(1, -1), (4, -4)]
+    measured = each_batch((4, 1, 4), CPU, lambda batch: -batch, SILENT)
+    assert list(measured.items()) == [(1, -1), (4, -4)]
 
 
 @pytest.mark.parametrize(
@@ -345,9 +228,13 @@ def test_batches_are_measured_once_each_from_the_smallest_on():
         (lambda: bench_sample(size="tiny", mode="graph", **FEW), "captures a CUDA graph"),
         (lambda: bench_sample(size="dit-tiny", mode="compile", **FEW), "no --mode compile"),
         (lambda: bench_sample(size="tiny", model="x", **FEW), "leave --size"),
-        (lambda: bench_sample(num_latents=16, **FEW), "goes with --size"),
+        (lambda: bench_sample(num_latents=16, **FEW), "go with --size"),
         (lambda: bench_sample(size="tiny", num_latents=5, **FEW), "square grid"),
-        (lambda: bench_sample(size="multimodal-tiny-transfusion", **FEW), "no recipe|text and"),
+        (lambda: bench_sample(size="transfusion-coloured-digits", **FEW), "images of classes"),
+        (lambda: bench_sample(size="tiny", against="digit-strings", **FEW), "images of classes"),
+        (lambda: bench_sample(against="tiny", **FEW), "go with --size"),
+        (lambda: bench_sample(size="tiny", num_inference_steps=2000, **FEW), "or equal to 1000"),
+        (lambda: bench_sample(size="tiny", guidance_scale=-1.0, **FEW), "or equal to 0"),
         (lambda: bench_sample(size="tiny", batches=(), **FEW), "--batch is"),
         (lambda: bench_sample(size="tiny", batches=(0,), **FEW), "--batch is"),
         (lambda: bench_train(recipe="tiny", encode=True, **FEW), "name it by --data"),
@@ -359,7 +246,7 @@ def test_batches_are_measured_once_each_from_the_smallest_on():
     ],
 )
 def test_impossible_asks_are_refused_before_anything_is_loaded(monkeypatch, work, told):
-    for name in ("load_generator", "build_generator"):
+    for name in ("load_generator", "fresh_model"):
         monkeypatch.setattr(SAMPLING, name, None)
     with pytest.raises(ConfigError, match=told):
         work()
