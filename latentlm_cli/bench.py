@@ -87,10 +87,6 @@ Scale = Annotated[
         help="Guidance scale; 1 is off. 2, or that of a distilled head, if left out.",
     ),
 ]
-Mode = Annotated[
-    Literal["auto", "eager", "compile", "graph"],
-    typer.Option("--mode", help="How the decode step runs; graph needs CUDA."),
-]
 Dtype = Annotated[
     Literal["float32", "bfloat16"],
     typer.Option("--dtype", help="Of the weights, ours and the reference's."),
@@ -138,7 +134,7 @@ def sample(
     num_latents: Latents = None,
     num_inference_steps: SolverSteps = None,
     guidance_scale: Scale = None,
-    mode: Mode = "auto",
+    mode: options.Mode = "auto",
     dtype: Dtype = "float32",
     repeats: Repeats = 5,
     warm_up: WarmUp = 1,
