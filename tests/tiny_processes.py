@@ -95,6 +95,7 @@ def main(job: dict[str, Any]) -> None:
             code = app.app(shlex.split(words), standalone_mode=False)
             if code:
                 sys.exit(code)
+    app.leave(0)
 
 
 def _die_writing(number: int) -> None:
