@@ -6,6 +6,8 @@ import pytest
 
 from latentlm_core.nn.attention import KVCache
 from latentlm_core.sampling import InterleavedEngine, SpanEngine
+from latentlm_core.sampling.base import LatentSampler
+from latentlm_core.sampling.decoding import DecodeStep, Work
 from tests.test_decoding import Ear
 from tests.test_interleaved import GUIDED as PAGE
 from tests.test_interleaved import HOT, LENGTH, MARKS, REQUESTS, writer
@@ -91,3 +93,31 @@ def test_without_a_gpu_a_graph_of_spans_is_drawn_eagerly_after_one_warning():
         for span, other in zip(engine.draw(ASKED), wanted, strict=True):
             close(span, other)
     assert (len(ear.warnings), engine.mode) == (1, "eager")
+
+
+@pytest.mark.parametrize("failing", ["_draw", "_feed"])
+def test_what_was_prepared_is_let_go_where_its_other_half_cannot_be_had(monkeypatch, failing):
+    """Feeding and drawing are prepared apart: a cache is never half pinned."""
+
+    def compile_or_fail(self: DecodeStep, work: Work) -> Work:
+        if work.__name__ == failing:
+            raise RuntimeError("not this one")
+
+        def captured() -> None:  # what was captured knows a pinned cache alone
+            place, self.cache.place = self.cache.place, self.cache._place
+            work()
+            self.cache.place = place
+
+        return captured
+
+    monkeypatch.setattr(DecodeStep, "_compile", compile_or_fail)
+    monkeypatch.setattr(LatentSampler, "draw_scanned", LatentSampler.draw)
+    ear, model = Ear(), writer(MARKS.bod)
+    eager, falling = (
+        InterleavedEngine(model, PAGE, HOT, MARKS, LENGTH, mode=mode, progress=ear)
+        for mode in ("eager", "compile")
+    )
+    for asked in (REQUESTS, REQUESTS[1:3]):
+        for page, other in zip(falling.write(asked), eager.write(asked), strict=True):
+            close_page(page, other)
+    assert (len(ear.warnings), falling.mode) == (1, "eager")

@@ -25,24 +25,16 @@ FEW_ROWS = 2
 """So many rows are multiplied and summed one by one; with 4, MKL is twice as fast as that."""
 
 
-class OneDNNLinear(TorchFunctionMode):
-    """``F.linear`` by oneDNN for as long as this is entered."""
+class FastLinear(TorchFunctionMode):
+    """``F.linear`` by the way that is fastest for its number of rows, while this is entered.
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Take over what is an ``F.linear``."""
-        if func is F.linear and not kwargs:
-            return torch.ops.latentlm.linear(*args)
-        return func(*args, **(kwargs or {}))
+    Args:
+        few_rows: up to so many are multiplied and summed one by one.
+    """
 
-
-class CompiledLinear(TorchFunctionMode):
-    """``F.linear`` as a compiler makes the most of it, by the number of rows."""
+    def __init__(self, few_rows: int = 0) -> None:
+        super().__init__()
+        self._few_rows = few_rows
 
     def __torch_function__(
         self,
@@ -56,7 +48,7 @@ class CompiledLinear(TorchFunctionMode):
             num_rows = math.prod(args[0].shape[:-1])
             if num_rows >= MIN_ROWS and HAS_ONEDNN:
                 return torch.ops.latentlm.linear(*args)
-            if num_rows <= FEW_ROWS:
+            if 0 < num_rows <= self._few_rows:
                 return _row_by_row(*args)
         return func(*args, **(kwargs or {}))
 
@@ -64,12 +56,12 @@ class CompiledLinear(TorchFunctionMode):
 def fast_linear(weight: Tensor, num_rows: int) -> AbstractContextManager[Any]:
     """A context in which products of so many rows with weights like this one are fast."""
     is_many = num_rows >= MIN_ROWS and HAS_ONEDNN
-    return OneDNNLinear() if is_many and _is_suited(weight) else nullcontext()
+    return FastLinear() if is_many and _is_suited(weight) else nullcontext()
 
 
 def compiled_linear(weight: Tensor) -> AbstractContextManager[Any]:
     """The same in code that is compiled, where each product may have rows of its own number."""
-    return CompiledLinear() if _is_suited(weight) else nullcontext()
+    return FastLinear(FEW_ROWS) if _is_suited(weight) else nullcontext()
 
 
 def _is_suited(weight: Tensor) -> bool:

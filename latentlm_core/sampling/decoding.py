@@ -16,7 +16,6 @@ Axes: R rows of the backbone, B requests, C latent channels, D hidden, S solver 
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -232,19 +231,20 @@ class DecodeStep:
 
     def _run(self, work: Work) -> None:
         """Run a work in the step's mode, for which it is prepared once."""
-        name = work.__name__
-        if self.mode in ("compile", "graph") and name not in self._made:
-            self._made[name] = self._make(work)
-        if name in self._made:
-            self._made[name]()
-        else:
-            self._run_as_it_is(work)
+        if self.mode in ("compile", "graph") and work.__name__ not in self._made:
+            self._make(work)
+        if run := self._made.get(work.__name__):
+            run()
+            return
+        with fast_linear(self._x, self._x.shape[0]):
+            work()
 
-    def _make(self, work: Work) -> Work:
-        """The work compiled or captured, or as it is where that cannot be had."""
+    def _make(self, work: Work) -> None:
+        """Compile or capture a work; where that cannot be had, all runs eagerly from then on."""
         kept = self.state.clone()
         try:
-            run = self._compile(work) if self.mode == "compile" else self._capture(work)
+            prepare = self._compile if self.mode == "compile" else self._capture
+            self._made[work.__name__] = prepare(work)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ImportError, AssertionError) as error:
@@ -253,14 +253,10 @@ class DecodeStep:
                 f" ({_first_line(error)}), so it runs eagerly: small batches take two to four "
                 "times as long."
             )
-            self.mode, self.fell_back, run = "eager", True, partial(self._run_as_it_is, work)
+            self.mode, self.fell_back = "eager", True
+            self.release()
             self.cache.unpin()
         self._restore(kept)
-        return run
-
-    def _run_as_it_is(self, work: Work) -> None:
-        with fast_linear(self._x, self._x.shape[0]):
-            work()
 
     def _restore(self, state: Tensor) -> None:
         """Take back a step that was run to see whether it runs."""
@@ -270,14 +266,14 @@ class DecodeStep:
 
     def _compile(self, work: Work) -> Work:
         """The work by inductor, run once to make sure that it is there."""
+        if self._x.device.type == "cuda":
+            self._sampler.compile_head()
+            return self._capture(work)
 
         def compiled_work() -> None:
             with compiled_linear(self._x):
                 work()
 
-        if self._x.device.type == "cuda":
-            self._sampler.compile_head()
-            return self._capture(work)
         try:
             return _compiled(compiled_work, {"cpp_wrapper": True})
         except RuntimeError:  # PyTorch 2.11 cannot do that with a scan
