@@ -11,7 +11,7 @@ tokenizing of drawn shapes and of JPEGs. Two to four minutes.
 
 takes LatentLM-L (479M), 256 latents, 20 steps and guidance in bfloat16 on one GPU of 80 GB. It was
 never run: times are counted. The plain loop launches 2,600 kernels a token, so at 10 us each one of
-its rounds takes 7 s at any batch, and all of it 7 to 10 minutes, of which making the networks is one
+its rounds takes 7 s at any batch, and all of it 7 to 10 minutes, of which making networks is one
 and compiling two. Parts stand in the order of their worth. The file is written after each, one that
 fails is told and leaves the others alone, and those that would begin after the minutes are named.
 """
