@@ -9,7 +9,6 @@ anything else                        a bug of ours: the traceback
 """
 
 import errno
-import os
 import signal
 import sys
 from types import FrameType
@@ -127,21 +126,6 @@ def main() -> None:
         app(prog_name="latentlm")
     except KeyboardInterrupt:  # before a command begins, or after it
         sys.exit(INTERRUPTED)
-    except SystemExit as done:
-        leave(done.code)
-        raise
-
-
-def leave(code: str | int | None) -> None:
-    """End one of several processes at once; alone, return.
-
-    Gloo's threads outlive their group where a library still holds it, and then an ordinary end of
-    the interpreter aborts now and then.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not isinstance(code, str):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code or 0)
 
 
 def _show_version(asked: bool) -> None:

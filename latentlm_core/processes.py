@@ -23,7 +23,6 @@ from functools import cache
 from itertools import count, islice
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -223,6 +222,7 @@ def joined(patience: timedelta | None = None) -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or current().size > 1:
         yield current()
         return
+    import torch.distributed.nn  # later, its default arguments would keep the group for good
     from torch.distributed.rendezvous import rendezvous  # not in every build of torch
 
     backend = "cpu:gloo"

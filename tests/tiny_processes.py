@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -79,6 +80,8 @@ def torchrun(size: int, words: Sequence[str], home: Path) -> subprocess.Complete
 
 def main(job: dict[str, Any]) -> None:
     """Run the commands in this process, one of several."""
+    import torch.distributed as dist
+
     from latentlm_cli import app, console
     from latentlm_core.data import caching, speech_caching
     from latentlm_core.processes import joined
@@ -95,7 +98,8 @@ def main(job: dict[str, Any]) -> None:
             code = app.app(shlex.split(words), standalone_mode=False)
             if code:
                 sys.exit(code)
-    app.leave(0)
+        group = weakref.ref(dist.group.WORLD) if dist.is_initialized() else None
+    assert group is None or group() is None, "the group is held: gloo's threads outlive it"
 
 
 def _die_writing(number: int) -> None:
