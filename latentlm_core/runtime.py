@@ -129,6 +129,12 @@ def evaluating(*modules: torch.nn.Module) -> Iterator[None]:
             module.train(mode)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for all that a GPU was given to do; other devices have done it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def versions() -> dict[str, str]:
     """What a report needs to name so that its numbers can be repeated."""
     found = {"latentlm": __version__, "python": platform.python_version()}

@@ -16,7 +16,7 @@ from latentlm_core.data.caching import ImageEncoder, LatentViews
 from latentlm_core.data.decoding import CenterView, decode
 from latentlm_core.data.folders import FolderSource
 from latentlm_core.data.partial import Run
-from latentlm_core.data.pipeline import Landing, Pace, ahead, one_behind
+from latentlm_core.data.pipeline import Landing, Throughput, ahead, one_behind
 from latentlm_core.tokenizers.base import PosteriorKind
 from tests.tiny_latents import (
     SPEECH_NETWORK,
@@ -133,9 +133,9 @@ def test_a_gpu_gets_the_same_parts(tokenizers, monkeypatch):
     runs = [Run(0, range(0, 4)), Run(0, range(4, 6)), Run(0, range(6, 11))]
     encoder = ImageEncoder(Holed(broken=[4, 5, 8]), tokenizer, LatentViews(16), CPU)
     with torch.inference_mode():
-        parts = list(encoder(runs, Pace()))
+        parts = list(encoder(runs, Throughput()))
         monkeypatch.setattr(caching, "one_behind", lambda items, _: one_behind(items, CUDA))
-        others = list(encoder(runs, Pace()))
+        others = list(encoder(runs, Throughput()))
     assert [len(part) for part in parts] == [4, 2, 5]
     for part, other in zip(parts, others, strict=True):
         assert part.skipped == other.skipped
@@ -160,18 +160,18 @@ def test_pace_tells_what_was_waited_for(monkeypatch):
         clock[0] += seconds
         return seconds
 
-    pace = Pace()
-    pace.start()
-    for _ in pace.reading(map(slowly, [1.0, 2.0])):
+    throughput = Throughput()
+    throughput.start()
+    for _ in throughput.reading(map(slowly, [1.0, 2.0])):
         slowly(4.0)
-        pace.count(8)
-    with pace.writing():
+        throughput.count(8)
+    with throughput.writing():
         slowly(5.0)
-    pace.count(0)
-    assert (pace.items, pace.seconds) == (16, 16.0)
-    assert pace.shares == {"data_wait_share": 3 / 16, "write_wait_share": 5 / 16}
-    whole = Pace()
-    whole.merge([pace, Pace(items=4, seconds=10.0, waited_to_read=5.0), Pace()])
+    throughput.count(0)
+    assert (throughput.items, throughput.seconds) == (16, 16.0)
+    assert throughput.shares == {"data_wait_share": 3 / 16, "write_wait_share": 5 / 16}
+    whole = Throughput()
+    whole.merge([throughput, Throughput(items=4, seconds=10.0, waited_to_read=5.0), Throughput()])
     assert (whole.items, whole.seconds) == (20, 16.0)
     assert (whole.waited_to_read, whole.waited_to_write) == (4.0, 2.5)
 

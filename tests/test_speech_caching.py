@@ -248,6 +248,7 @@ def test_the_next_window_is_read_while_one_is_encoded(speech, tmp_path, monkeypa
             assert not read[8].is_set(), "one window ahead, no more"
         return type(tokenizer).encode(tokenizer, media)
 
+    monkeypatch.setattr(speech_caching, "WINDOWS_AHEAD", 1)
     monkeypatch.setattr(Recordings, "__getitem__", watched)
     monkeypatch.setattr(tokenizer, "encode", encode)
     encode_recordings(tmp_path / "set", tokenizer, export)

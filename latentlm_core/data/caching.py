@@ -27,7 +27,7 @@ from latentlm_core.data.decoding import Decoded, decode
 from latentlm_core.data.manifest import LatentPlan, Manifest
 from latentlm_core.data.media import center_crop, random_crop, to_tensor
 from latentlm_core.data.partial import Part, Run, make_set, weights_digest
-from latentlm_core.data.pipeline import Landing, Pace, num_readers, one_behind
+from latentlm_core.data.pipeline import Landing, Throughput, num_readers, one_behind
 from latentlm_core.data.shard_file import Encoded
 from latentlm_core.progress import SILENT, Progress
 from latentlm_core.runtime import generator, to_device
@@ -86,7 +86,7 @@ def encode_source(
     num_workers: int = 0,
     shard_size: int | None = None,
     progress: Progress = SILENT,
-    pace: Pace | None = None,
+    throughput: Throughput | None = None,
 ) -> Manifest:
     """Make a latent set, or go on with one, or return the one that is there already.
 
@@ -105,7 +105,7 @@ def encode_source(
         num_workers: decoding processes; 0 decodes in threads, as many as are of use.
         shard_size: items that a shard covers; by default what fits ``SHARD_BYTES``.
         progress: hears of images done and of broken ones.
-        pace: learns how long it took, and what was waited for.
+        throughput: learns how long it took, and what was waited for.
 
     Raises:
         DataError: the folder has another set, too many images are broken, or a latent is not
@@ -143,7 +143,7 @@ def encode_source(
         unit="images",
         device=where,
         progress=progress,
-        pace=pace,
+        throughput=throughput,
     )
 
 
@@ -165,10 +165,10 @@ class ImageEncoder:
     device: torch.device
     num_workers: int = 0
 
-    def __call__(self, runs: Sequence[Run], pace: Pace) -> Generator[Part, None, None]:
+    def __call__(self, runs: Sequence[Run], throughput: Throughput) -> Generator[Part, None, None]:
         """Encode runs while those to come are read."""
         with closing(self.read(runs)) as batches:
-            yield from self.encode(runs, pace.reading(batches))
+            yield from self.encode(runs, throughput.reading(batches))
 
     def read(self, runs: Sequence[Run]) -> Generator[Decoded, None, None]:
         """Decode runs, ahead of who takes them."""

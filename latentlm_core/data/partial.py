@@ -39,7 +39,7 @@ from latentlm_core.data.manifest import (
     read_manifest,
     shard_name,
 )
-from latentlm_core.data.pipeline import Pace
+from latentlm_core.data.pipeline import Throughput
 from latentlm_core.data.shard_file import Encoded, write_shard
 from latentlm_core.errors import ArtifactError, ConfigError, CorruptFileError, DataError
 from latentlm_core.processes import current
@@ -97,14 +97,14 @@ def make_set(
     source: AnySource[object],
     tokenizer: nn.Module,
     tokenizer_export: Path,
-    encode: Callable[[Sequence[Run], Pace], Generator[Part, None, None]],
+    encode: Callable[[Sequence[Run], Throughput], Generator[Part, None, None]],
     *,
     run_size: int,
     unit: str,
     device: torch.device,
     progress: Progress,
     max_skipped_share: float = MAX_BROKEN_SHARE,
-    pace: Pace | None = None,
+    throughput: Throughput | None = None,
 ) -> Manifest:
     """Make a latent set, or go on with one, or return the one that is there already.
 
@@ -123,7 +123,7 @@ def make_set(
         device: where the encoder runs.
         progress: hears of items done and of broken ones.
         max_skipped_share: what part of the source may be broken.
-        pace: learns how long it took, and what was waited for, in all processes.
+        throughput: learns how long it took, and what was waited for, in all processes.
 
     Raises:
         DataError: the folder has another set, too many items are broken, or a latent is not
@@ -145,7 +145,7 @@ def make_set(
             log.extend(partial.skipped)
             runs = partial.runs(run_size, list(processes.own(partial.missing)))
             label, total = f"encoding {source.name}", plan.num_source
-            own = Pace()
+            own = Throughput()
             with (
                 evaluating(tokenizer.to(device)),
                 processes.bar(progress, label, total, unit, partial.num_done) as bar,
@@ -156,8 +156,8 @@ def make_set(
             for rows in processes.gather(partial.rows):
                 partial.rows |= rows
             log.extend(partial.skipped)
-            if pace is not None:
-                pace.merge(processes.gather(own))
+            if throughput is not None:
+                throughput.merge(processes.gather(own))
         return processes.once(partial.finish)
 
 
@@ -292,7 +292,7 @@ class PartialSet:
 
 
 def write_behind(
-    partial: PartialSet, parts: Iterable[Part], log: SkipLog, bar: Bar, pace: Pace
+    partial: PartialSet, parts: Iterable[Part], log: SkipLog, bar: Bar, throughput: Throughput
 ) -> None:
     """Collect shards out of parts; a thread writes a shard while the next one is encoded.
 
@@ -301,19 +301,19 @@ def write_behind(
         parts: of whole shards, one shard after the other.
         log: accounts for broken items.
         bar: hears of items done.
-        pace: counts them, and how long the parts have to wait.
+        throughput: counts them, and how long the parts have to wait.
     """
     pending: Future[None] | None = None
     with ThreadPoolExecutor(1) as writer:
-        for shard in whole_shards(partial.plan, _counted(parts, log, bar, pace)):
+        for shard in whole_shards(partial.plan, _counted(parts, log, bar, throughput)):
             if pending:
-                with pace.writing():
+                with throughput.writing():
                     pending.result()
             pending = writer.submit(finish_shard, partial, shard)
         if pending:
-            with pace.writing():
+            with throughput.writing():
                 pending.result()
-    pace.count(0)
+    throughput.count(0)
 
 
 def whole_shards(plan: LatentPlan, parts: Iterable[Part]) -> Iterator[list[Part]]:
@@ -336,12 +336,14 @@ def finish_shard(partial: PartialSet, parts: Sequence[Part]) -> None:
     partial.add(number, ShardRow(entry=entry, skipped=tuple(skipped)))
 
 
-def _counted(parts: Iterable[Part], log: SkipLog, bar: Bar, pace: Pace) -> Iterator[Part]:
+def _counted(
+    parts: Iterable[Part], log: SkipLog, bar: Bar, throughput: Throughput
+) -> Iterator[Part]:
     for part in parts:
         log.extend(part.skipped)
         yield part
-        pace.count(len(part))
-        bar.advance(len(part), **pace.shares)
+        throughput.count(len(part))
+        bar.advance(len(part), **throughput.shares)
 
 
 def _keep_tokenizer(export: Path, copy: Path, digest: str) -> None:

@@ -109,7 +109,7 @@ class Landing:
 
 
 @dataclass(slots=True)
-class Pace:
+class Throughput:
     """How fast items were encoded, and how long the encoder stood still.
 
     Attributes:
@@ -153,7 +153,7 @@ class Pace:
         yield
         self.waited_to_write += time.perf_counter() - start
 
-    def merge(self, others: Sequence["Pace"]) -> None:
+    def merge(self, others: Sequence["Throughput"]) -> None:
         """Become that of some processes at once; one that had nothing to do does not count."""
         busy = [other for other in others if other.items] or [self]
         self.items = sum(other.items for other in busy)

@@ -26,7 +26,7 @@ from latentlm_core.data.base import Samples, SkippedItem, SpeechSource
 from latentlm_core.data.blocks import reading_ahead
 from latentlm_core.data.manifest import RAGGED_VERSION, LatentPlan, Manifest
 from latentlm_core.data.partial import Part, Run, make_set, weights_digest
-from latentlm_core.data.pipeline import Landing, Pace, ahead, num_readers, one_behind
+from latentlm_core.data.pipeline import Landing, Throughput, ahead, num_readers, one_behind
 from latentlm_core.data.shard_file import Encoded
 from latentlm_core.errors import DataError
 from latentlm_core.progress import SILENT, Progress
@@ -55,7 +55,7 @@ def encode_speech(
     device: torch.device | str = "cpu",
     shard_size: int = SHARD_CLIPS,
     progress: Progress = SILENT,
-    pace: Pace | None = None,
+    throughput: Throughput | None = None,
 ) -> Manifest:
     """Make a latent set, or go on with one, or return the one that is there already.
 
@@ -72,7 +72,7 @@ def encode_speech(
         device: where the encoder runs.
         shard_size: items that a shard covers.
         progress: hears of clips done and of broken ones.
-        pace: learns how long it took, and what was waited for.
+        throughput: learns how long it took, and what was waited for.
 
     Raises:
         DataError: the folder has another set, too many clips are broken, or a latent is not
@@ -113,7 +113,7 @@ def encode_speech(
         device=where,
         progress=progress,
         max_skipped_share=MAX_SKIPPED_SHARE,
-        pace=pace,
+        throughput=throughput,
     )
 
 
@@ -165,10 +165,10 @@ class _SpeechEncoder:
     max_samples: int
     device: torch.device
 
-    def __call__(self, runs: Sequence[Run], pace: Pace) -> Generator[Part, None, None]:
+    def __call__(self, runs: Sequence[Run], throughput: Throughput) -> Generator[Part, None, None]:
         asked = reading_ahead(self.reader.source, (list(run.indices) for run in runs))
         with closing(ahead(self.reader, asked, num_readers(), WINDOWS_AHEAD)) as windows:
-            begun = self._begin(runs, pace.reading(windows))
+            begun = self._begin(runs, throughput.reading(windows))
             for batch in one_behind(begun, self.device):
                 yield Part(batch.shard, tuple(_pieces(batch)), batch.skipped)
 

@@ -11,6 +11,8 @@ from functools import cache
 
 import torch
 
+from latentlm_core.runtime import synchronize
+
 SHEETS = {
     "A100": 312e12,
     "H100 PCIe": 756e12,
@@ -44,14 +46,9 @@ def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     torch.mm(left, left, out=out)
     seconds = []
     for _ in range(REPEATS):
-        _wait(device)
+        synchronize(device)
         start = time.perf_counter()
         torch.mm(left, left, out=out)
-        _wait(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
     return 2 * side**3 / min(seconds)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

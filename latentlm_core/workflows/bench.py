@@ -19,7 +19,7 @@ import torch
 from latentlm_core.errors import ConfigError, LatentLMError
 from latentlm_core.progress import Progress
 from latentlm_core.result import Result
-from latentlm_core.runtime import machine, versions
+from latentlm_core.runtime import machine, synchronize, versions
 from latentlm_core.training.peak import measured_flops
 from latentlm_core.workflows.memory import lacks_memory
 
@@ -77,10 +77,10 @@ def take_turns(
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
     """Seconds that a work takes, the device's part included."""
-    _wait(device)
+    synchronize(device)
     start = time.perf_counter()
     work()
-    _wait(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
@@ -261,11 +261,6 @@ def _release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _resident(name: str) -> int:

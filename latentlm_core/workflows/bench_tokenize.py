@@ -29,7 +29,7 @@ from latentlm_core.data.partial import (
     whole_shards,
     write_behind,
 )
-from latentlm_core.data.pipeline import Pace
+from latentlm_core.data.pipeline import Throughput
 from latentlm_core.data.sources import Subset, open_source
 from latentlm_core.errors import ConfigError, DataError
 from latentlm_core.progress import SILENT, Progress
@@ -148,16 +148,16 @@ class Ways:
         self._set.begin()
         self.runs = self._set.runs(batch, range(plan.num_shards))
 
-    def overlapping(self) -> Pace:
+    def overlapping(self) -> Throughput:
         """As ``encode_source`` does it."""
-        pace, log = Pace(), SkipLog(self.encoder.source)
-        pace.start()
+        throughput, log = Throughput(), SkipLog(self.encoder.source)
+        throughput.start()
         with (
-            closing(self.encoder(self.runs, pace)) as parts,
+            closing(self.encoder(self.runs, throughput)) as parts,
             SILENT.bar("", len(self.encoder.source), "images") as bar,
         ):
-            write_behind(self._set, parts, log, bar, pace)
-        return pace
+            write_behind(self._set, parts, log, bar, throughput)
+        return throughput
 
     def one_by_one(self) -> None:
         """One thing after the other."""
@@ -192,7 +192,7 @@ def _compare(ways: Ways, repeats: int, warm_up: int) -> dict[str, Any]:
         raise DataError(f"None of the first {len(source)} images of {source.name} can be read.")
     parts = ways.encode(batches)
     latents, grid = _latents(encoder, next(batch for batch in batches if batch.keys))
-    paces: list[Pace] = []
+    paces: list[Throughput] = []
     works: dict[str, Callable[[], Any]] = {
         "pipeline": lambda: paces.append(ways.overlapping()),
         "plain": ways.one_by_one,
@@ -206,7 +206,7 @@ def _compare(ways: Ways, repeats: int, warm_up: int) -> dict[str, Any]:
     counts = {name: len(latents) if name == "decode" else len(source) for name in works}
     slowest = max(STAGES, key=lambda name: timings[name].median)
     whole = timings["pipeline"].median
-    waits = [pace.shares for pace in paces[warm_up:]]
+    waits = [throughput.shares for throughput in paces[warm_up:]]
     return {
         **{
             f"{name}_images_per_second": timing.rates(counts[name])

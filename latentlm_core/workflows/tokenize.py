@@ -7,7 +7,7 @@ from latentlm_core.artifacts import LoadedTokenizer, load_tokenizer
 from latentlm_core.data.audio import ClipLimits
 from latentlm_core.data.caching import LatentViews, encode_source
 from latentlm_core.data.manifest import Manifest
-from latentlm_core.data.pipeline import Pace
+from latentlm_core.data.pipeline import Throughput
 from latentlm_core.data.sources import open_source
 from latentlm_core.data.speech_caching import encode_speech
 from latentlm_core.data.speech_sources import open_speech
@@ -107,15 +107,15 @@ def _images(
             "tokenizer_sha256": tokenizer.sha256,
         }
         return Result("Plan of a latent set", plan, {"latents": str(folder)})
-    pace = Pace()
-    manifest = encode_source(source, model, folder, pace=pace, **options)
-    if pace.waited_to_read > max(WAITED_SECONDS, WAITED_SHARE * pace.seconds):
+    throughput = Throughput()
+    manifest = encode_source(source, model, folder, throughput=throughput, **options)
+    if throughput.waited_to_read > max(WAITED_SECONDS, WAITED_SHARE * throughput.seconds):
         options["progress"].note(
-            f"The encoder waited {pace.shares['data_wait_share']:.0%} of the time for images: more "
-            "--num-workers decode them faster where processors are left."
+            f"The encoder waited {throughput.shares['data_wait_share']:.0%} of the time for "
+            "images: more --num-workers decode them faster where processors are left."
         )
     shape = {"classes": len(manifest.classes), "grid": "x".join(map(str, manifest.fixed_grid))}
-    return _complete(manifest, folder, shape, "images", pace)
+    return _complete(manifest, folder, shape, "images", throughput)
 
 
 def _speech(
@@ -138,12 +138,12 @@ def _speech(
             "tokenizer_sha256": tokenizer.sha256,
         }
         return Result("Plan of a latent set", plan, {"latents": str(folder)})
-    pace = Pace()
+    throughput = Throughput()
     manifest = encode_speech(
         source,
         tokenizer.model,
         folder,
-        pace=pace,
+        throughput=throughput,
         limits=ClipLimits(),
         max_batch_seconds=batch_seconds,
         **options,
@@ -151,11 +151,11 @@ def _speech(
     minutes = manifest.statistics.count / rate / 60
     shape = {"speakers": len(manifest.classes), "minutes": round(minutes, 2)}
     shape["latents_per_second"] = rate
-    return _complete(manifest, folder, shape, "clips", pace)
+    return _complete(manifest, folder, shape, "clips", throughput)
 
 
 def _complete(
-    manifest: Manifest, folder: Path, shape: dict[str, Any], unit: str, pace: Pace
+    manifest: Manifest, folder: Path, shape: dict[str, Any], unit: str, throughput: Throughput
 ) -> Result:
     stats = manifest.stats(manifest.posterior)
     figures = {
@@ -168,9 +168,9 @@ def _complete(
         "shift": stats.shift[0],
         "scale": stats.scale[0],
     }
-    if pace.items:
-        figures[f"{unit}_per_second"] = round(pace.items / pace.seconds, 1)
-        figures |= pace.shares
+    if throughput.items:
+        figures[f"{unit}_per_second"] = round(throughput.items / throughput.seconds, 1)
+        figures |= throughput.shares
     details = {
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "skipped": [item.to_dict() for item in manifest.skipped],
